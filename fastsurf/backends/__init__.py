@@ -1,0 +1,70 @@
+"""The seam between the method and the machine, and the one place where a backend is chosen.
+
+`reference` is plain PyTorch and defines the meaning; the others give the same values faster. Parameters are float32 (or float64 on
+the reference) and laid out the same on all: `table (n_entries, 2)` as in `encoding.py`, MLP weights `[out, in]` without biases.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..encoding import Level
+
+
+class Backend(Protocol):
+    """What a machine has to offer. Names follow nerfacc and tiny-cuda-nn where those have one."""
+
+    name: str  # native, reference, cuda
+    detail: str  # for people: "AVX2, 2 threads"
+
+    def encode(self, x: Tensor, table: Tensor, levels: Sequence[Level]) -> Tensor:
+        """Hash encoding of positions x (n, 3) in [0, 1]: (n, 2 n_levels), level-major. Differentiable twice, in x and table."""
+        ...
+
+    def mlp(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """ReLU between layers, none after the last: x (n, in) -> (n, out); weights [out, in]. Differentiable once."""
+        ...
+
+    def field(self, x: Tensor, table: Tensor, levels: Sequence[Level], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Encoding and two-layer MLP in one: out (n, out), and the gradient (n, 3) of out[:, 0] with respect to x.
+
+        Both are differentiable with respect to table and weights (the gradient's share is the second-order term), not to x.
+        """
+        ...
+
+    def field_value(self, x: Tensor, table: Tensor, levels: Sequence[Level], weights: Sequence[Tensor]) -> Tensor:
+        """out[:, 0] of `field`, (n,), without gradients: for marching, grid updates and meshing."""
+        ...
+
+    def occupied_steps(
+        self, rays_o: Tensor, rays_d: Tensor, t_near: Tensor, t_far: Tensor, occupied: Tensor, step: float, most: int
+    ) -> tuple[Tensor, Tensor]:
+        """Lattice points t = t_near + k step, k = 0, 1, ..., that lie before t_far and in occupied cells, front to back.
+
+        Args:
+            rays_o, rays_d: (n_rays, 3), scene units; the grid covers [-1, 1]^3.
+            t_near, t_far: (n_rays,), one lattice per ray.
+            occupied: (g, g, g) bool, indexed [x, y, z].
+            most: at most this many points of a ray are returned, the first ones.
+
+        Returns:
+            t (n_rays, most), padded with t_far, and count (n_rays,) int64.
+        """
+        ...
+
+    def adam_(
+        self, p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, rate: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        """One Adam step in place, with bias correction; `step` counts from 1 (Kingma and Ba 2015)."""
+        ...
+
+
+def choose_backend(name: str = "auto") -> Backend:
+    """The backend to use, chosen once and passed down.
+
+    Raises:
+        BackendError: it can't run here; the message says why and what to install.
+    """
+    raise NotImplementedError

@@ -1,0 +1,252 @@
+"""Every option, its default and a word on what it does.
+
+A TOML file (`configs/*.toml`, or the user's) holds only what differs; `--set section.key=value` goes on top. Lengths are in scene
+units: the scene box is [-1, 1]^3. Schedules run on `progress` in [0, 1], so that `--minutes` and `--steps` are one dial.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import ConfigError
+
+PRESETS = Path(__file__).parent / "configs"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """What is reconstructed, and from which pixels."""
+
+    center: tuple[float, float, float] | None = None  # of the scene box, in the input's own frame; None: found
+    radius: float | None = None  # half the edge of the scene box, in the input's own units; None: found
+    masks: str = "auto"  # auto: those found | ignore | a folder of masks
+    background: str = "auto"  # auto: random behind masks, else model | random | white | black | model
+    holdout: int = 0  # every n-th view is kept out of training and scored; 0: only what the scene itself holds out
+    max_side: int = 1600  # photographs larger than this are reduced on loading, pixels
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """Occupancy field: multiresolution hash encoding and a small MLP."""
+
+    levels: int = 8
+    log2_entries: int = 17  # largest table of one level
+    base_resolution: int = 16
+    finest_resolution: int = 500  # cells along the scene box at the finest level
+    width: int = 64
+    first_levels: int = 4  # coarse-to-fine: levels in use at the start
+    grow_until: float = 0.4  # progress at which every level is in use
+    prior_radius: float = 0.5  # sphere that the untrained field shows
+    sharpness: float = 40.0  # logit = sharpness * (g + prior); the least value
+    sharpness_times_half_width: float = 8.0  # sharpness follows the interval: max(sharpness, this / half width)
+    sharpness_max: float = 400.0
+
+
+@dataclass(frozen=True)
+class ColorConfig:
+    """Colour head c(x, n, h, d)."""
+
+    width: int = 64
+    hidden: int = 2
+    inputs: str = "x,n,h,d"  # which of position, normal, feature, direction it sees
+
+
+@dataclass(frozen=True)
+class GridConfig:
+    """Occupancy grid that skips empty space."""
+
+    resolution: int = 96
+    update_every: int = 16  # steps
+    decay: float = 0.95  # of the running maximum, at each update
+    error_budget: float = 1.0 / 255.0  # opacity that all culled samples of a ray may lose together
+    steps: int = 256  # marching steps along the box diagonal
+    secant_steps: int = 8
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Where a ray is sampled: UNISURF's shrinking interval, and a few samples before it."""
+
+    interval: int = 16  # samples in the interval
+    front: int = 8  # samples between the box and the interval
+    delta_max: float = 0.5  # half-width of the interval at the start
+    delta_min: float = 0.015  # and at the end
+    delta_until: float = 0.9  # progress at which delta_min is reached
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the losses; 0 switches one off."""
+
+    color: float = 1.0
+    mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
+    smooth: float = 0.005  # difference of normals at the surface and close to it
+    smooth_distance: float = 0.01  # how close, scene units
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation."""
+
+    minutes: float | None = None  # of training; the first of minutes and steps that is set counts
+    steps: int | None = None
+    rays: int = 1024  # a step
+    foreground: float = 0.75  # share of rays through masks, where masks exist
+    rate_grid: float = 1e-2
+    rate_mlp: float = 1e-3
+    warmup: int = 30  # steps
+    final_rate: float = 0.05  # of the initial learning rates
+    seed: int = 0
+    save_every: float = 60.0  # seconds between checkpoints
+    preview_every: float = 8.0  # seconds between previews
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The mesh at the end."""
+
+    resolution: int = 512  # marching-cubes cells along the scene box
+    closed: bool = True  # close the mesh where the scene box cuts it
+    min_component: float = 0.01  # components with less of the largest one's area are dropped
+    fill_cavities: bool = True  # drop inner surfaces that no camera can see
+    colors: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """All sections."""
+
+    scene: SceneConfig = field(default_factory=SceneConfig)
+    field: FieldConfig = field(default_factory=FieldConfig)
+    color: ColorConfig = field(default_factory=ColorConfig)
+    grid: GridConfig = field(default_factory=GridConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    backend: str = "auto"  # auto | native | cuda | reference
+    threads: int = 0  # CPU threads; 0: all
+
+
+def load_config(name_or_file: str | None = None, sets: Sequence[str] = ()) -> Config:
+    """The defaults, with a preset or TOML file and then `section.key=value` settings on top.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a value of the wrong type, no such file.
+    """
+    config = Config()
+    if name_or_file is not None:
+        config = _merge(config, _read_toml(name_or_file), name_or_file)
+    for setting in sets:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set wants section.key=value, found {setting!r}")
+        tree: Any = _parse_value(text.strip())
+        for part in reversed(key.strip().split(".")):
+            tree = {part: tree}
+        config = _merge(config, tree, f"--set {setting}")
+    return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values, without those that are None."""
+    return {
+        f.name: to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
+        for f in fields(config)
+        if (value := getattr(config, f.name)) is not None
+    }
+
+
+def from_dict(tree: Mapping[str, Any], source: str) -> Config:
+    """The defaults with `tree` on top; errors name `source`."""
+    return _merge(Config(), tree, source)
+
+
+def to_toml(config: Config) -> str:
+    """TOML text that `load_config` reads back to an equal Config."""
+    tree = to_dict(config)
+    lines = [f"{key} = {_toml_value(value)}" for key, value in tree.items() if not isinstance(value, dict)]
+    for section, values in tree.items():
+        if isinstance(values, dict):
+            lines += ["", f"[{section}]"] + [f"{key} = {_toml_value(value)}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _read_toml(name_or_file: str) -> dict[str, Any]:
+    path = Path(name_or_file)
+    if not path.suffix:
+        path = PRESETS / f"{name_or_file}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
+        raise ConfigError(f"no configuration {name_or_file!r}: want a .toml file or one of {known}")
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{path}: not TOML ({e})") from None
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare string
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    return repr(value)
+
+
+def _merge(config: T, tree: Mapping[str, Any], source: str, prefix: str = "") -> T:
+    hints = typing.get_type_hints(type(config))
+    changes: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1) or _elsewhere(key)
+            hint = f"did you mean {prefix if near[0] in hints else ''}{near[0]}?" if near else f"known: {', '.join(hints)}"
+            raise ConfigError(f"{source}: unknown key {prefix}{key}; {hint}")
+        old = getattr(config, key)
+        if dataclasses.is_dataclass(old):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{source}: {prefix}{key} is a section; want {key}.NAME=value")
+            changes[key] = _merge(old, value, source, f"{prefix}{key}.")
+        else:
+            changes[key] = _coerce(hints[key], value, f"{source}: {prefix}{key}")
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def _elsewhere(key: str) -> list[str]:
+    known = {f.name: f"{s.name}.{f.name}" for s in fields(Config) if s.default_factory is not dataclasses.MISSING
+             for f in fields(s.default_factory())}  # type: ignore[arg-type]
+    return [known[k] for k in difflib.get_close_matches(key, known, n=1)]
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if option is type(None) and value in (None, "none"):
+            return None
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option in (int, str, bool) and type(value) is option:
+            return value
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
+            kinds = typing.get_args(option)
+            if len(kinds) == len(value):
+                return tuple(_coerce(k, v, where) for k, v in zip(kinds, value, strict=True))
+    wanted = " or ".join(getattr(o, "__name__", str(o)) if o is not type(None) else "none" for o in options)
+    raise ConfigError(f"{where}: want {wanted}, found {value!r}")

@@ -1,0 +1,44 @@
+"""What can go wrong, each with the exit code the command line gives it.
+
+Every message says in one line what was wanted, what was found and what to do.
+"""
+
+
+class FastsurfError(Exception):
+    """Base of every error raised on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(FastsurfError):
+    """The request itself is wrong: an unknown option, an output that already exists."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """An unknown or ill-typed configuration key."""
+
+
+class SceneError(FastsurfError):
+    """The photographs or cameras can't be used."""
+
+    exit_code = 3
+
+
+class CheckpointError(FastsurfError):
+    """A run folder or checkpoint can't be used."""
+
+    exit_code = 3
+
+
+class MeshError(FastsurfError):
+    """There is no surface to write, and why."""
+
+    exit_code = 3
+
+
+class BackendError(FastsurfError):
+    """The chosen backend can't run here, or produced numbers that are not finite."""
+
+    exit_code = 4
