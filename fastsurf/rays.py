@@ -1,0 +1,55 @@
+"""Rays in scene units: `t` is distance along a unit direction, the scene box is [-1, 1]^3."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rays:
+    """A bundle of rays and where each one crosses the scene box."""
+
+    origins: Tensor  # (n, 3)
+    directions: Tensor  # (n, 3), unit
+    t_near: Tensor  # (n,), where the ray enters the box, at least 0
+    t_far: Tensor  # (n,), where it leaves; equal to t_near for a ray that misses
+    image_index: Tensor  # (n,) int64, the view a ray belongs to
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def __getitem__(self, index: Tensor | slice) -> "Rays":
+        return Rays(self.origins[index], self.directions[index], self.t_near[index], self.t_far[index], self.image_index[index])
+
+    def at(self, t: Tensor) -> Tensor:
+        """Points (n, ..., 3) at distances t (n, ...)."""
+        extra = (1,) * (t.dim() - 1)
+        shape = (len(self), *extra, 3)
+        return self.origins.view(shape) + t[..., None] * self.directions.view(shape)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Random pixels to learn from."""
+
+    rays: Rays
+    rgb: Tensor  # (n, 3) in [0, 1], straight colour
+    mask: Tensor | None  # (n,) in [0, 1], 1 is object
+
+
+def intersect_box(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Entry and exit (n,) of rays through [-1, 1]^3 by the slab method; equal for a ray that misses, never negative."""
+    inverse = 1.0 / torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9).copysign(directions), directions)
+    a, b = (-1.0 - origins) * inverse, (1.0 - origins) * inverse
+    t_near = torch.minimum(a, b).amax(-1).clamp(min=0.0)
+    t_far = torch.maximum(a, b).amin(-1)
+    return t_near, torch.maximum(t_near, t_far)
+
+
+def make_rays(origins: Tensor, directions: Tensor, image_index: Tensor | None = None) -> Rays:
+    """Rays clipped to the scene box."""
+    t_near, t_far = intersect_box(origins, directions)
+    if image_index is None:
+        image_index = torch.zeros(len(origins), dtype=torch.int64)
+    return Rays(origins, directions, t_near, t_far, image_index)
