@@ -40,7 +40,7 @@ class FieldConfig:
     levels: int = 8
     log2_entries: int = 17  # largest table of one level
     base_resolution: int = 16
-    finest_resolution: int = 500  # cells along the scene box at the finest level
+    finest_resolution: int = 0  # cells along the scene box at the finest level; 0: one per pixel footprint on the object
     width: int = 64
     first_levels: int = 4  # coarse-to-fine: levels in use at the start
     grow_until: float = 0.4  # progress at which every level is in use

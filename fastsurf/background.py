@@ -1,0 +1,50 @@
+"""What is seen behind the scene box, learned: samples in contracted space (Barron et al. 2022, equation 10, in the maximum norm).
+
+Outside the box, x goes to (2 - 1 / |x|) x / |x|, so that all of space fits into [-2, 2]^3. As in the solid, alpha is the field's
+occupancy on a fixed number of samples; the last one is opaque.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .backends import Backend
+from .color import spherical_harmonics
+from .compositing import blend, weights_of
+from .encoding import FEATURES, entries, growth, level_table
+from .field import xavier
+from .rays import Rays
+from .sampling import strata
+
+SAMPLES = 12
+LEVELS, LOG2_ENTRIES, BASE, FINEST, WIDTH = 8, 15, 16, 500, 32
+
+
+class Background(nn.Module):
+    """A small radiance field of the surroundings."""
+
+    def __init__(self, generator: torch.Generator):
+        super().__init__()
+        self.levels = level_table(LEVELS, LOG2_ENTRIES, BASE, growth(LEVELS, BASE, FINEST))
+        self.table = nn.Parameter((torch.rand(entries(self.levels), FEATURES, generator=generator) * 2 - 1) * 1e-4)
+        self.weights = nn.ParameterList(
+            xavier(b, a, generator) for a, b in ((FEATURES * LEVELS + 16, WIDTH), (WIDTH, WIDTH), (WIDTH, 16))
+        )
+
+    def forward(self, rays: Rays, backend: Backend, generator: torch.Generator | None) -> Tensor:
+        """Colours (n, 3) of what rays see beyond the box."""
+        n = len(rays)
+        u = strata(n, SAMPLES, generator).flip(1)  # towards 0 is towards infinity
+        t = rays.t_far[:, None] + 1.0 / u.clamp(min=1e-3) - 1.0
+        x = contract(rays.at(t)).view(-1, 3)
+        encoded = backend.encode(x * 0.25 + 0.5, self.table, self.levels)
+        directions = spherical_harmonics(rays.directions).repeat_interleave(SAMPLES, 0)
+        out = backend.mlp(torch.cat([encoded, directions], 1), list(self.weights)).view(n, SAMPLES, -1)
+        alphas = torch.sigmoid(out[..., 3])
+        alphas = torch.cat([alphas[:, :-1], torch.ones(n, 1)], 1)
+        return blend(weights_of(alphas), torch.sigmoid(out[..., :3]))
+
+
+def contract(x: Tensor) -> Tensor:
+    """Space (..., 3) into [-2, 2]^3; the identity within [-1, 1]^3."""
+    size = x.abs().amax(-1, keepdim=True).clamp(min=1.0)
+    return (2.0 - 1.0 / size) * x / size

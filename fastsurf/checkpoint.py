@@ -1,0 +1,125 @@
+"""A run on disk: everything that training needs to go on, in one safetensors file (never pickle), replaced whole or not at all."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .config import Config, from_dict, to_dict
+from .errors import CheckpointError
+from .model import Model
+from .train import Training
+
+FORMAT = 1  # of the file; raised when an old file can no longer be read as it is
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a checkpoint says about itself."""
+
+    config: Config
+    scene: str  # folder it was made from
+    scene_format: str
+    center: tuple[float, float, float]  # of the scene box, in the input's own frame
+    radius: float
+    background: str
+    step: int
+    seconds: float
+    squared_error: float
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is either the old one or the new one, never a part; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, run: Training) -> None:
+    """Write the whole state of a training run."""
+    scene = run.scene
+    header = {
+        "format": FORMAT,
+        "config": to_dict(run.config),
+        "scene": str(scene.capture.path.resolve()),
+        "scene_format": scene.capture.format,
+        "center": [float(c) for c in scene.center],
+        "radius": float(scene.radius),
+        "background": run.model.background_kind,
+        "levels": [[level.scale, level.resolution, level.offset, level.size] for level in run.model.field.levels],
+        "step": run.step,
+        "seconds": run.seconds,
+        "squared_error": run.squared_error,
+    }
+    tensors = {f"model.{name}": t.contiguous() for name, t in run.model.state_dict().items()}
+    tensors |= run.optimizer.tensors() | {"generator": run.generator.get_state()}
+    write_whole(path, save(tensors, metadata={"fastsurf": json.dumps(header)}))
+
+
+def read_header(path: Path) -> Header:
+    """What is in a checkpoint.
+
+    Raises:
+        CheckpointError: no file, not a checkpoint of ours, damaged, or of another format number.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}: want the run folder of a reconstruction that has saved at least once")
+    try:
+        with safe_open(path, framework="pt") as f:
+            text = (f.metadata() or {}).get("fastsurf")
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"{path}: damaged or not a checkpoint ({e})") from None
+    if text is None:
+        raise CheckpointError(f"{path}: a safetensors file, but not one of fastsurf's")
+    tree: dict[str, Any] = json.loads(text)
+    if tree["format"] != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {tree['format']}, this version reads {FORMAT}; reconstruct again, or use the version that wrote it")
+    x, y, z = tree["center"]
+    return Header(
+        from_dict(tree["config"], str(path)), tree["scene"], tree["scene_format"], (x, y, z), tree["radius"],
+        tree["background"], tree["step"], tree["seconds"], tree["squared_error"],
+    )
+
+
+def load_model(path: Path, header: Header, model: Model) -> dict[str, Tensor]:
+    """Fill a model with a checkpoint's parameters and grid; returns all tensors of the file.
+
+    Raises:
+        CheckpointError: the tensors don't fit the model.
+    """
+    with safe_open(path, framework="pt") as f:
+        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+    try:
+        model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+    except RuntimeError as e:
+        raise CheckpointError(f"{path}: does not fit its own configuration ({str(e).splitlines()[-1].strip()})") from None
+    return tensors
+
+
+def resume(path: Path, run: Training) -> None:
+    """Put a training run where the checkpoint left it.
+
+    Raises:
+        CheckpointError: see `read_header` and `load_model`.
+    """
+    header = read_header(path)
+    tensors = load_model(path, header, run.model)
+    for kind, held in (("first", run.optimizer.first), ("second", run.optimizer.second)):
+        for name, t in held.items():
+            t.copy_(tensors[f"adam.{kind}.{name}"])
+    run.generator.set_state(tensors["generator"].to(torch.uint8))
+    run.optimizer.count = run.step = header.step
+    run.seconds, run.squared_error = header.seconds, header.squared_error

@@ -1,0 +1,38 @@
+"""From opacities along rays to pictures. Samples are dense, (n_rays, n_samples), front to back; `alphas` is occupancy itself
+(UNISURF, Oechsle et al. 2021, equation 7), so the number of samples of a ray is kept and a skipped sample has alpha 0."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CLOSEST_TO_OPAQUE = 1e-6  # transmittance that an opaque sample lets through: keeps the gradient of the product finite
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What every renderer returns, one row a ray."""
+
+    rgb: Tensor  # (n_rays, 3) in [0, 1], on the background
+    opacity: Tensor  # (n_rays,) in [0, 1]
+    depth: Tensor  # (n_rays,) expected distance; t_far where nothing is hit
+    normal: Tensor  # (n_rays, 3) weighted mean of unit normals, outward
+    hit: Tensor  # (n_rays,) bool, met the 0.5 surface
+    t_surface: Tensor  # (n_rays,) first crossing; t_far where there is none
+
+
+def transmittance(alphas: Tensor) -> Tensor:
+    """Light that reaches each sample, prod_{j<i} (1 - alpha_j): (n_rays, n_samples)."""
+    through = 1.0 - alphas * (1.0 - CLOSEST_TO_OPAQUE)
+    ahead = torch.cumprod(through, dim=-1)
+    return torch.cat([torch.ones_like(ahead[:, :1]), ahead[:, :-1]], dim=-1)
+
+
+def weights_of(alphas: Tensor) -> Tensor:
+    """Weights (n_rays, n_samples) of the samples' colours; a row sums to at most 1."""
+    return alphas * transmittance(alphas)
+
+
+def blend(weights: Tensor, values: Tensor) -> Tensor:
+    """Weighted sum of values (n_rays, n_samples, c): (n_rays, c)."""
+    return (weights[..., None] * values).sum(dim=1)

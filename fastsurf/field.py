@@ -1,0 +1,72 @@
+"""The occupancy field: o(x) = sigmoid(s (g(x) + r0 - |x|)), g from a hash encoding and a two-layer MLP (Müller et al. 2022).
+
+`s` is the sharpness of the transition, tied to the sampling interval; r0 - |x| is the sphere that an untrained field shows.
+Positions are in scene units, the level ("logit / s") is 0 on the surface and positive inside, so its slope is roughly 1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .backends import Backend
+from .config import FieldConfig
+from .encoding import FEATURES, entries, growth, level_table
+
+OUT = 16  # the level and 15 features for the colour head
+
+
+@dataclass(frozen=True)
+class FieldSample:
+    """The field at n points."""
+
+    level: Tensor  # (n,) 0 on the surface, positive inside
+    feature: Tensor  # (n, 15)
+    normal: Tensor  # (n, 3) unit, outward
+
+
+class OccupancyField(nn.Module):
+    """Parameters of g and how to read them. `progress` picks the levels in use (coarse to fine)."""
+
+    def __init__(self, config: FieldConfig, generator: torch.Generator):
+        super().__init__()
+        self.config = config
+        scale = growth(config.levels, config.base_resolution, config.finest_resolution)
+        self.levels = level_table(config.levels, config.log2_entries, config.base_resolution, scale)
+        self.table = nn.Parameter((torch.rand(entries(self.levels), FEATURES, generator=generator) * 2 - 1) * 1e-4)
+        self.w1 = nn.Parameter(xavier(config.width, FEATURES * config.levels, generator))
+        self.w2 = nn.Parameter(xavier(OUT, config.width, generator))
+        with torch.no_grad():
+            self.w2[0] *= 0.1  # starts close to the prior
+        self.progress = 1.0
+
+    def sample(self, x: Tensor, backend: Backend) -> FieldSample:
+        """Level, feature and normal at x (n, 3), differentiable with respect to the parameters."""
+        out, gradient = backend.field(self._unit(x), self.table, self.levels, self._weights())
+        radius = x.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        gradient = gradient * 0.5 - x / radius  # to scene units, and the prior's
+        level = out[:, 0] + (self.config.prior_radius - radius[:, 0])
+        return FieldSample(level, out[:, 1:], -nn.functional.normalize(gradient, dim=-1))
+
+    @torch.no_grad()
+    def level(self, x: Tensor, backend: Backend) -> Tensor:
+        """The level alone (n,), without gradients."""
+        g = backend.field_value(self._unit(x), self.table, self.levels, self._weights())
+        return g + (self.config.prior_radius - x.norm(dim=-1))
+
+    def _unit(self, x: Tensor) -> Tensor:
+        return (x.detach() * 0.5 + 0.5).clamp(0.0, 1.0)
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        c = self.config
+        share = min(self.progress / c.grow_until, 1.0) if c.grow_until > 0 else 1.0
+        active = c.first_levels + (c.levels - c.first_levels) * share
+        if active >= c.levels:
+            return self.w1, self.w2
+        mask = (active - torch.arange(c.levels)).clamp(0.0, 1.0).repeat_interleave(FEATURES)
+        return self.w1 * mask.to(self.w1), self.w2
+
+
+def xavier(out: int, inputs: int, generator: torch.Generator) -> Tensor:
+    """Uniform Glorot initialisation, (out, inputs)."""
+    return (torch.rand(out, inputs, generator=generator) * 2 - 1) * (6.0 / (out + inputs)) ** 0.5

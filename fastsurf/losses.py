@@ -1,0 +1,22 @@
+"""What a rendering is blamed for. Each loss is a mean over rays, its weight stands in `LossConfig`."""
+
+import torch
+from torch import Tensor
+
+from .field import FieldSample
+
+
+def color_loss(rgb: Tensor, target: Tensor) -> Tensor:
+    """L1, summed over channels (UNISURF, equation 12). Both (n, 3)."""
+    return (rgb - target).abs().sum(-1).mean()
+
+
+def mask_loss(opacity: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy of opacity (n,) in [0, 1] against mask (n,) in [0, 1]."""
+    opacity = opacity.clamp(1e-4, 1.0 - 1e-4)
+    return torch.nn.functional.binary_cross_entropy(opacity, mask)
+
+
+def smooth_loss(at: FieldSample, near: FieldSample) -> Tensor:
+    """Distance of normals at surface points and at points close to them (UNISURF, equation 13)."""
+    return (at.normal - near.normal).norm(dim=-1).mean()

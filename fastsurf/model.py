@@ -1,0 +1,68 @@
+"""Everything that is learned of a scene, and its occupancy grid."""
+
+import torch
+from torch import Tensor, nn
+
+from .background import Background
+from .backends import Backend
+from .color import ColorHead
+from .config import Config
+from .field import FieldSample, OccupancyField
+from .grid import OccupancyGrid
+from .sampling import half_width, sharpness
+
+
+class Model(nn.Module):
+    """A `Solid` (render.py) whose schedules follow `set_progress`."""
+
+    def __init__(self, config: Config, backend: Backend, background: str):
+        """Args:
+        background: model | random | white | black, what lies behind the scene box.
+        """
+        super().__init__()
+        generator = torch.Generator().manual_seed(config.train.seed)
+        self.config, self.backend, self.background_kind = config, backend, background
+        self.field = OccupancyField(config.field, generator)
+        self.head = ColorHead(config.color, generator)
+        self.background = Background(generator) if background == "model" else None
+        self.grid = OccupancyGrid(config.grid, config.sampling.front + config.sampling.interval)
+        self.set_progress(0.0)
+
+    def set_progress(self, progress: float) -> None:
+        """Point of the schedules: interval, sharpness, levels."""
+        self.progress = self.field.progress = progress
+        self.width = half_width(progress, self.config.sampling)
+        self.sharpness = sharpness(self.width, self.config.field)
+
+    @property
+    def occupied(self) -> Tensor:
+        return self.grid.occupied
+
+    @property
+    def march_step(self) -> float:
+        return self.grid.step
+
+    @property
+    def secant_steps(self) -> int:
+        return self.config.grid.secant_steps
+
+    def level(self, x: Tensor) -> Tensor:
+        """(n, 3) -> (n,), positive inside the solid, without gradients."""
+        return self.field.level(x, self.backend)
+
+    def logit(self, x: Tensor) -> Tensor:
+        """(n, 3) -> (n,) of occupancy, without gradients."""
+        return self.sharpness * self.level(x)
+
+    def sample(self, x: Tensor) -> FieldSample:
+        """Level, feature and normal of (n, 3)."""
+        return self.field.sample(x, self.backend)
+
+    def color(self, x: Tensor, sample: FieldSample, directions: Tensor) -> Tensor:
+        """Colours (n, 3) in [0, 1]."""
+        rgb: Tensor = self.head(x, sample, directions, self.backend)
+        return rgb
+
+    def update_grid(self, generator: torch.Generator, everywhere: bool = False) -> None:
+        """Refresh the occupancy grid."""
+        self.grid.update(self.logit, generator, everywhere)

@@ -1,0 +1,117 @@
+"""Pictures of a model: whole views, small previews, colours of vertices."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .compositing import Rendering
+from .hooks import Preview
+from .model import Model
+from .rays import Rays, make_rays
+from .render import Samples, render_unified
+from .scene import Scene
+from .train import background_color
+
+RAYS_AT_ONCE = 4096
+PREVIEW_SIDE = 96  # pixels of the longer side
+GREY = 0.5
+
+
+@torch.no_grad()
+def render_rays(model: Model, rays: Rays) -> Rendering:
+    """Colours, opacity, depth and normals of any number of rays, without jitter."""
+    c = model.config.sampling
+    parts = [
+        render_unified(part, model, model.width, Samples(c.front, c.interval), lambda r: background_color(model, r, None), model.backend)[0]
+        for part in _split(rays)
+    ]
+    return Rendering(*(torch.cat([getattr(p, name) for p in parts]) for name in Rendering.__dataclass_fields__))
+
+
+def _split(rays: Rays) -> Iterator[Rays]:
+    for start in range(0, len(rays), RAYS_AT_ONCE):
+        yield rays[slice(start, start + RAYS_AT_ONCE)]
+
+
+def to_bytes(values: Tensor) -> np.ndarray:
+    """[0, 1] to uint8."""
+    return (values.clamp(0.0, 1.0) * 255.0 + 0.5).to(torch.uint8).numpy()
+
+
+def normal_picture(rendering: Rendering) -> Tensor:
+    """Normals (n, 3) as colours in [0, 1] in scene axes, grey where nothing is."""
+    return rendering.normal * 0.5 + GREY
+
+
+def preview(model: Model, scene: Scene, turn: int = 0) -> Preview:
+    """Small colour and normal pictures of one training view; `turn` walks through the views."""
+    view = scene.train[turn % len(scene.train)]
+    h, w = scene.images[view].shape[:2]
+    rays, (h, w) = scene.rays(view, stride=max(1, max(h, w) // PREVIEW_SIDE))
+    r = render_rays(model, rays)
+    return Preview(scene.capture.views[view].name, to_bytes(r.rgb).reshape(h, w, 3), to_bytes(normal_picture(r)).reshape(h, w, 3))
+
+
+def preview_png(model: Model, scene: Scene) -> bytes:
+    """Photograph, rendering and normals of one view side by side, as a PNG."""
+    view = scene.test[0] if scene.test else scene.train[0]
+    h, w = scene.images[view].shape[:2]
+    stride = max(1, max(h, w) // 400)
+    rays, (h, w) = scene.rays(view, stride=stride)
+    r = render_rays(model, rays)
+    photo = scene.images[view][::stride, ::stride].numpy()
+    pictures = [photo, to_bytes(r.rgb).reshape(h, w, 3), to_bytes(normal_picture(r)).reshape(h, w, 3)]
+    return png(np.concatenate(pictures, axis=1))
+
+
+def png(picture: np.ndarray) -> bytes:
+    """(h, w, 3 or 4) uint8 as a PNG file."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@torch.no_grad()
+def vertex_colors(model: Model, vertices: np.ndarray, colored: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
+    """Unit normals (v, 3) float32 from the field and colours (v, 3) uint8 as seen straight along the normal.
+
+    Args:
+        vertices: (v, 3) scene units.
+    """
+    normals, colors = [], []
+    for x in torch.from_numpy(vertices.astype(np.float32)).split(1 << 16):
+        sample = model.sample(x)
+        normals.append(sample.normal)
+        if colored:
+            colors.append(model.color(x, sample, -sample.normal))
+    return torch.cat(normals).numpy(), to_bytes(torch.cat(colors)) if colored else None
+
+
+def orbit(center: Tensor, radius: float, up: Tensor, angles: int, size: int, field_of_view: float) -> Iterator[Rays]:
+    """Rays of a camera that circles the scene box; scene units.
+
+    Args:
+        center, up: (3,), the point looked at and the axis circled.
+        field_of_view: horizontal, radians.
+    """
+    side = torch.linalg.cross(up, torch.eye(3)[int(up.abs().argmin())])
+    side = side / side.norm()
+    front = torch.linalg.cross(side, up)
+    ys, xs = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
+    focal = 0.5 * size / np.tan(0.5 * field_of_view)
+    plane = torch.stack([(xs - size / 2) / focal, (ys - size / 2) / focal, torch.ones_like(xs)], -1).view(-1, 3)
+    for k in range(angles):
+        angle = 2.0 * np.pi * k / angles
+        out = np.cos(0.35) * (np.cos(angle) * side + np.sin(angle) * front) + np.sin(0.35) * up
+        forward = -out / out.norm()
+        right = torch.linalg.cross(forward, up)
+        right = right / right.norm()
+        down = torch.linalg.cross(forward, right)
+        directions = plane @ torch.stack([right, down, forward])
+        directions = directions / directions.norm(dim=1, keepdim=True)
+        yield make_rays((center + radius * out).expand_as(directions).contiguous(), directions)

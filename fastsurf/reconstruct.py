@@ -1,0 +1,196 @@
+"""The product: load → train → mesh → write. Start reading here.
+
+A run folder holds config.toml, log.jsonl, checkpoint.safetensors, preview.png and mesh.ply; each is replaced whole or not at all.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from .backends import Backend, choose_backend
+from .checkpoint import Header, load_model, read_header, resume, save_checkpoint, write_whole
+from .config import Config, to_toml
+from .errors import CheckpointError, UsageError
+from .hooks import Event, Hook, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, TrainState
+from .mesh import Mesh, clean, describe, extract
+from .meshio import write_mesh
+from .model import Model
+from .pictures import preview, preview_png, vertex_colors
+from .scene import Scene, load_scene
+from .train import Training, train
+
+CHECKPOINT, CONFIG, PREVIEW, MESH = "checkpoint.safetensors", "config.toml", "preview.png", "mesh.ply"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a reconstruction leaves behind."""
+
+    run: Path
+    mesh_path: Path
+    mesh: Mesh
+    state: TrainState | None  # the last step; None if none was made
+    seconds: dict[str, float]  # by phase: read, train, mesh
+    stopped: bool  # before its time, by the user
+
+
+def reconstruct(
+    scene: Scene | str | Path,
+    config: Config | None = None,
+    *,
+    run: str | Path,
+    out: str | Path | None = None,
+    go_on: bool = False,
+    format: str | None = None,
+    hooks: Sequence[Hook] = (),
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Photographs with cameras in, a coloured mesh in their own coordinates out.
+
+    Args:
+        scene: a folder or file of photographs with cameras, or one already loaded.
+        run: folder for the checkpoint and everything else that is kept.
+        out: the mesh, by suffix .ply, .obj, .glb or .stl; `run`/mesh.ply if not given.
+        go_on: continue the run that is in the folder.
+        format: name of the scene's format, where it can't be told.
+        hooks: called with every event (hooks.py).
+        should_stop: asked between steps; True ends the training early, and the mesh is still written.
+
+    Raises:
+        SceneError, ConfigError, CheckpointError, MeshError, BackendError: see errors.py; what was saved until then is kept.
+    """
+    config = config or Config()
+    run, events, phases = Path(run), _tell(hooks), Phases(_tell(hooks))
+    out = Path(out) if out else run / MESH
+    if (run / CHECKPOINT).exists() and not go_on:
+        raise UsageError(f"{run} already holds a run: continue it with --resume, or choose another folder with --run")
+    if go_on:
+        read_header(run / CHECKPOINT)
+    backend = choose_backend(config.backend, config.threads)
+
+    with phases("read") as phase:
+        if not isinstance(scene, Scene):
+            scene = load_scene(scene, config.scene, format)
+        for note in scene.notes:
+            events(Note(note))
+        phase.detail = f"{len(scene.images)} photographs"
+    config = fit_to(scene, config)
+
+    with phases("train") as phase:
+        model = Model(config, backend, background_kind(scene, config))
+        training = Training(scene, model, backend)
+        if go_on:
+            resume(run / CHECKPOINT, training)
+        write_whole(run / CONFIG, to_toml(config).encode())
+        state = _train(training, run, events, should_stop)
+        phase.detail = f"{training.step} steps"
+    stopped = training.progress() < 1.0
+
+    with phases("mesh") as phase:
+        model.set_progress(max(training.progress(), 1e-6))
+        mesh = make_mesh(model, scene.center, scene.radius, config, events)
+        write_mesh(out, mesh, comments=(f"fastsurf scene {scene.capture.path.name}",))
+        phase.detail = describe(mesh)
+    events(Saved("mesh", out))
+    return Result(run, out, mesh, state, phases.seconds, stopped)
+
+
+def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], bool]) -> TrainState | None:
+    """Drain the loop, saving and previewing by the clock."""
+    saved = shown = time.monotonic()
+    state, t = None, run.config.train
+    for state in train(run):
+        events(state)
+        now = time.monotonic()
+        if now - shown >= t.preview_every or state.step == 20:
+            shown = now
+            events(preview(run.model, run.scene, state.step))
+        if now - saved >= t.save_every:
+            saved = now
+            save_checkpoint(folder / CHECKPOINT, run)
+            events(Saved("checkpoint", folder / CHECKPOINT))
+        if should_stop():
+            events(Note(f"stopped at step {state.step}; saving and meshing what is there"))
+            break
+    save_checkpoint(folder / CHECKPOINT, run)
+    write_whole(folder / PREVIEW, preview_png(run.model, run.scene))
+    events(Saved("checkpoint", folder / CHECKPOINT))
+    return state
+
+
+def make_mesh(model: Model, center: Sequence[float], radius: float, config: Config, events: Hook) -> Mesh:
+    """Level set, cleaned, coloured, in the input's own frame.
+
+    Raises:
+        MeshError: there is no surface, and why.
+    """
+    model.update_grid(torch.Generator().manual_seed(0), everywhere=True)
+    c = config.mesh
+    vertices, faces = extract(model.level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")))
+    vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
+    normals, colors = vertex_colors(model, vertices, colored=c.colors)
+    events(MeshProgress(1.0, "colours"))
+    world = vertices * radius + torch.as_tensor(center, dtype=torch.float64).numpy()
+    return Mesh(world, faces, normals, colors)
+
+
+def fit_to(scene: Scene, config: Config) -> Config:
+    """What depends on the scene: cells of the finest level as large as a pixel's footprint."""
+    if config.field.finest_resolution:
+        return config
+    finest = min(max(int(2.0 / scene.footprint), 256), 2048)
+    return replace(config, field=replace(config.field, finest_resolution=finest))
+
+
+def background_kind(scene: Scene, config: Config) -> str:
+    """What lies behind the scene box: as configured, else random behind masks, else learned."""
+    if config.scene.background != "auto":
+        return config.scene.background
+    return "random" if scene.masks is not None else "model"
+
+
+def open_run(run: Path, backend: str | None = None, threads: int = 0) -> tuple[Header, Model]:
+    """The model of a finished or running run, and what its checkpoint says.
+
+    Raises:
+        CheckpointError: there is none, or it can't be read.
+    """
+    header = read_header(run / CHECKPOINT)
+    model = Model(header.config, choose_backend(backend or header.config.backend, threads), header.background)
+    load_model(run / CHECKPOINT, header, model)
+    training_progress = header.step / header.config.train.steps if header.config.train.steps else 1.0
+    model.set_progress(min(training_progress, 1.0))
+    return header, model
+
+
+class Phases:
+    """Tells the hooks about phases and keeps their times."""
+
+    def __init__(self, events: Hook):
+        self.events = events
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str) -> "Phases":
+        self.name, self.detail = name, ""
+        return self
+
+    def __enter__(self) -> "Phases":
+        self.start = time.monotonic()
+        self.events(PhaseStarted(self.name))
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.seconds[self.name] = time.monotonic() - self.start
+            self.events(PhaseDone(self.name, self.seconds[self.name], self.detail))
+
+
+def _tell(hooks: Sequence[Hook]) -> Hook:
+    def tell(event: Event) -> None:
+        for hook in hooks:
+            hook(event)
+
+    return tell

@@ -1,0 +1,119 @@
+"""Three ways to turn a solid into pixels: same arguments, same Rendering.
+
+`render_volume` spreads samples over all the occupied space a ray passes, `render_surface` takes the colour of the first crossing, and
+`render_unified` (UNISURF, Oechsle et al. 2021) samples an interval around that crossing: towards width 0 it becomes
+`render_surface`, towards the whole ray `render_volume`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .backends import Backend
+from .compositing import Rendering, blend, weights_of
+from .field import FieldSample
+from .rays import Rays
+from .sampling import over_lattice, place, strata
+from .surface import Crossings, first_crossing
+
+LEAST_WEIGHT = 1e-3  # samples that weigh less get no colour: about half of the colour head's work, < 0.2 % of the light
+
+BackgroundFn = Callable[[Rays], Tensor]  # colour (n, 3) seen behind the scene box
+
+
+class Solid(Protocol):
+    """What can be rendered: a field with colours, and the grid that says where to look. Points are in scene units."""
+
+    sharpness: float  # occupancy is sigmoid(sharpness * level)
+    occupied: Tensor  # (g, g, g) bool over [-1, 1]^3
+    march_step: float  # distance of marching points
+    secant_steps: int
+
+    def level(self, x: Tensor) -> Tensor:
+        """(n, 3) -> (n,), positive inside, without gradients."""
+        ...
+
+    def sample(self, x: Tensor) -> FieldSample:
+        """Level, feature and normal of (n, 3), with gradients."""
+        ...
+
+    def color(self, x: Tensor, sample: FieldSample, directions: Tensor) -> Tensor:
+        """Colours (n, 3)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How many samples a ray gets, and what jitters them (None: the middle of each stratum)."""
+
+    front: int
+    interval: int
+    generator: torch.Generator | None = None
+
+
+def find(rays: Rays, solid: Solid, backend: Backend, generator: torch.Generator | None = None) -> Crossings:
+    """First crossings; a generator shifts each ray's marching lattice."""
+    offset = None if generator is None else torch.rand(len(rays), generator=generator)
+    return first_crossing(solid.level, rays, solid.occupied, solid.march_step, solid.secant_steps, backend, offset)
+
+
+def render_unified(
+    rays: Rays, solid: Solid, width: float, samples: Samples, background: BackgroundFn, backend: Backend
+) -> tuple[Rendering, Crossings]:
+    """UNISURF's rendering with an interval of half-width `width`, and the crossings it was placed on."""
+    found = find(rays, solid, backend, samples.generator)
+    t = place(rays, found, width, samples.front, samples.interval, samples.generator)
+    return shade(rays, solid, t, found, background), found
+
+
+def render_volume(rays: Rays, solid: Solid, samples: Samples, background: BackgroundFn, backend: Backend) -> tuple[Rendering, Crossings]:
+    """All samples spread over the occupied space of the ray."""
+    found = find(rays, solid, backend, samples.generator)
+    t = over_lattice(rays, found, strata(len(rays), samples.front + samples.interval, samples.generator))
+    return shade(rays, solid, t, found, background), found
+
+
+def render_surface(rays: Rays, solid: Solid, background: BackgroundFn, backend: Backend) -> tuple[Rendering, Crossings]:
+    """The colour c(x_s, n_s, h_s, d) of the first crossing, the background where there is none."""
+    found = find(rays, solid, backend)
+    hit = found.hit
+    x = rays.origins[hit] + found.t[hit, None] * rays.directions[hit]
+    sample = solid.sample(x)
+    rgb = background(rays).index_put((hit,), solid.color(x, sample, rays.directions[hit]))
+    normal = torch.zeros(len(rays), 3).index_put((hit,), sample.normal)
+    return Rendering(rgb, hit.float(), found.t, normal, hit, found.t), found
+
+
+def shade(rays: Rays, solid: Solid, t: Tensor, found: Crossings, background: BackgroundFn) -> Rendering:
+    """Occupancy and colour at distances t (n_rays, n_samples), blended. Samples in culled cells have alpha 0."""
+    n, s = t.shape
+    points = rays.at(t).view(-1, 3)
+    kept = _kept(points, solid.occupied, rays, s)
+    x = points[kept]
+    sample = solid.sample(x)
+    alphas = torch.zeros(n * s).index_put((kept,), torch.sigmoid(solid.sharpness * sample.level)).view(n, s)
+    weights = weights_of(alphas)
+    weight = weights.detach().view(-1)[kept]
+    bright = (weight > LEAST_WEIGHT).nonzero()[:, 0]
+    seen = FieldSample(sample.level[bright], sample.feature[bright], sample.normal[bright])
+    rows = kept[bright]
+    color = solid.color(x[bright], seen, rays.directions[rows // s])
+    rgbs = torch.zeros(n * s, 3).index_put((rows,), color).view(n, s, 3)
+    opacity = weights.sum(1)
+    rgb = blend(weights, rgbs) + (1.0 - opacity)[:, None] * background(rays)
+    with torch.no_grad():
+        depth = (weights * t).sum(1) + (1.0 - opacity) * rays.t_far
+        normal = torch.zeros(n, 3).index_add_(0, kept // s, weight[:, None] * sample.normal)
+    return Rendering(rgb, opacity, depth, normal, found.hit, found.t)
+
+
+def _kept(points: Tensor, occupied: Tensor, rays: Rays, samples: int) -> Tensor:
+    """Indices of the points that lie in cells in use on rays that meet the box."""
+    g = occupied.shape[0]
+    cell = ((points + 1.0) * (g / 2.0)).long().clamp_(0, g - 1)
+    inside = occupied.view(-1)[(cell[:, 0] * g + cell[:, 1]) * g + cell[:, 2]]
+    meets = (rays.t_far > rays.t_near).repeat_interleave(samples)
+    return (inside & meets).nonzero()[:, 0]

@@ -1,0 +1,55 @@
+"""Where to sample a ray. `t` is distance along a unit ray in scene units; `t_surface (n_rays,)` is the first crossing of occupancy
+0.5; `half_width` is half the interval sampled around it (UNISURF, Oechsle et al. 2021, equation 10)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from .config import FieldConfig, SamplingConfig
+from .rays import Rays
+from .surface import Crossings
+
+
+def half_width(progress: float, config: SamplingConfig) -> float:
+    """max(delta_max exp(-k beta), delta_min), with beta such that delta_min is reached at `delta_until`."""
+    decay = math.log(config.delta_max / config.delta_min) / config.delta_until
+    return max(config.delta_max * math.exp(-decay * progress), config.delta_min)
+
+
+def sharpness(width: float, config: FieldConfig) -> float:
+    """Slope of the logit, tied to the interval so that the flank of the occupancy always fits into it."""
+    return min(max(config.sharpness, config.sharpness_times_half_width / width), config.sharpness_max)
+
+
+def place(rays: Rays, found: Crossings, width: float, front: int, interval: int, generator: torch.Generator | None) -> Tensor:
+    """Distances (n_rays, front + interval), front to back.
+
+    A ray with a surface gets `interval` stratified samples in [t_surface - width, t_surface + width], clipped to the box, and
+    `front` before it; a ray without gets all of them over the occupied space it passes.
+
+    Args:
+        generator: jitters each sample within its stratum; None takes the middles.
+    """
+    n = len(rays)
+    low = torch.maximum(found.t - width, rays.t_near)[:, None]
+    high = torch.minimum(found.t + width, rays.t_far)[:, None]
+    near = rays.t_near[:, None]
+    t_hit = torch.cat([near + (low - near) * strata(n, front, generator), low + (high - low) * strata(n, interval, generator)], 1)
+    return torch.where(found.hit[:, None], t_hit, over_lattice(rays, found, strata(n, front + interval, generator)))
+
+
+def strata(n: int, count: int, generator: torch.Generator | None) -> Tensor:
+    """Sorted numbers in [0, 1), one in each of `count` equal strata: (n, count)."""
+    jitter = torch.full((n, count), 0.5) if generator is None else torch.rand(n, count, generator=generator)
+    return (torch.arange(count) + jitter) / count
+
+
+def over_lattice(rays: Rays, found: Crossings, u: Tensor) -> Tensor:
+    """Spread u (n_rays, n_samples) in [0, 1) over the occupied lattice points of each ray, or over the box where there are none."""
+    position = u * found.count[:, None]
+    index = position.long().clamp(max=found.lattice.shape[1] - 1)
+    t = found.lattice.gather(1, index) + (position - index - 0.5) * found.step
+    over_box = rays.t_near[:, None] + (rays.t_far - rays.t_near)[:, None] * u
+    t = torch.where(found.count[:, None] > 0, t, over_box)
+    return torch.minimum(torch.maximum(t, rays.t_near[:, None]), rays.t_far[:, None])

@@ -1,0 +1,138 @@
+"""The training loop: a generator that yields a `TrainState` after every step and that the caller owns.
+
+    run = Training(scene, model, backend)
+    for state in train(run):
+        ...  # look, save, stop whenever
+"""
+
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .backends import Backend
+from .compositing import Rendering
+from .errors import BackendError
+from .hooks import TrainState
+from .losses import color_loss, mask_loss, smooth_loss
+from .model import Model
+from .optim import Optimizer
+from .rays import Batch, Rays
+from .render import Samples, render_unified
+from .scene import Scene
+from .surface import Crossings
+
+GRID_LOOKS_EVERYWHERE = 8  # the first grid updates look at every cell
+PSNR_MEMORY = 0.98  # of the running mean of squared errors, per step
+
+
+class Training:
+    """A scene, a model and all that changes while it learns; what a checkpoint keeps."""
+
+    def __init__(self, scene: Scene, model: Model, backend: Backend):
+        self.scene, self.model, self.backend = scene, model, backend
+        self.config = model.config
+        self.optimizer = Optimizer(model, self.config.train, backend)
+        self.generator = torch.Generator().manual_seed(self.config.train.seed)
+        self.step = 0
+        self.seconds = 0.0  # of training
+        self.squared_error = 1.0  # running mean, per channel
+
+    def progress(self) -> float:
+        """How far along the schedules are, in [0, 1]; 1 is the end."""
+        t = self.config.train
+        if t.steps is not None:
+            return min(self.step / t.steps, 1.0)
+        return min(self.seconds / (60.0 * (t.minutes or DEFAULT_MINUTES)), 1.0)
+
+
+DEFAULT_MINUTES = 3.0
+
+
+def train(run: Training) -> Iterator[TrainState]:
+    """Steps until progress is 1. Time spent by the caller between two steps does not count.
+
+    Raises:
+        BackendError: the loss is not finite.
+    """
+    while (progress := run.progress()) < 1.0:
+        start = time.perf_counter()
+        state = _step(run, progress)
+        seconds = time.perf_counter() - start
+        run.seconds += seconds
+        run.step += 1
+        done = run.progress()
+        losses, mse, hit, samples = state
+        run.squared_error = _running(run.squared_error, mse, run.step)
+        yield TrainState(
+            step=run.step,
+            progress=done,
+            seconds=run.seconds,
+            seconds_left=run.seconds * (1.0 - done) / done if done > 0 else math.inf,
+            loss=sum(losses.values()),
+            psnr=-10.0 * math.log10(max(run.squared_error, 1e-10)),
+            losses=losses,
+            half_width=run.model.width,
+            occupied=run.model.grid.share,
+            hit=hit,
+            samples_per_second=samples / seconds,
+        )
+
+
+def _running(mean: float, value: float, step: int) -> float:
+    memory = min(PSNR_MEMORY, 1.0 - 1.0 / step)
+    return memory * mean + (1.0 - memory) * value
+
+
+def _step(run: Training, progress: float) -> tuple[dict[str, float], float, float, int]:
+    """Losses by name, mean squared error, share of hits, samples placed."""
+    model, config, generator = run.model, run.config, run.generator
+    model.set_progress(progress)
+    if run.step % config.grid.update_every == 0:
+        model.update_grid(generator, everywhere=run.step < GRID_LOOKS_EVERYWHERE * config.grid.update_every)
+    batch = run.scene.sample(config.train.rays, generator, config.train.foreground)
+    behind = background_color(model, batch.rays, generator)
+    samples = Samples(config.sampling.front, config.sampling.interval, generator)
+    rendering, found = render_unified(batch.rays, model, model.width, samples, lambda _: behind, run.backend)
+    target = on_background(batch, behind)
+    losses = _losses(run, rendering, target, batch, found)
+    total = torch.stack(list(losses.values())).sum()
+    if not torch.isfinite(total):
+        raise BackendError(f"training diverged at step {run.step}: loss {float(total)}; lower train.rate_grid, or use --backend reference")
+    total.backward()  # type: ignore[no-untyped-call]
+    run.optimizer.step(progress)
+    mse = float(((rendering.rgb.detach() - target.detach()) ** 2).mean())
+    count = len(batch.rays) * (config.sampling.front + config.sampling.interval)
+    return {name: float(value) for name, value in losses.items()}, mse, float(found.hit.float().mean()), count
+
+
+def _losses(run: Training, rendering: Rendering, target: Tensor, batch: Batch, found: Crossings) -> dict[str, Tensor]:
+    weights = run.config.loss
+    losses = {"color": weights.color * color_loss(rendering.rgb, target)}
+    if batch.mask is not None and weights.mask > 0:
+        losses["mask"] = weights.mask * mask_loss(rendering.opacity, batch.mask)
+    if weights.smooth > 0 and found.hit.any():
+        x = batch.rays.origins[found.hit] + found.t[found.hit, None] * batch.rays.directions[found.hit]
+        near = x + (torch.rand(len(x), 3, generator=run.generator) * 2.0 - 1.0) * weights.smooth_distance
+        losses["smooth"] = weights.smooth * smooth_loss(run.model.sample(x), run.model.sample(near))
+    return losses
+
+
+def background_color(model: Model, rays: Rays, generator: torch.Generator | None) -> Tensor:
+    """What lies behind the box: learned, one plain colour, or (to teach opacity) a random colour for each ray; (n, 3)."""
+    if model.background is not None:
+        rgb: Tensor = model.background(rays, model.backend, generator)
+        return rgb
+    if model.background_kind == "random" and generator is not None:
+        return torch.rand(len(rays), 3, generator=generator)
+    return torch.full((len(rays), 3), 0.0 if model.background_kind == "black" else 1.0)
+
+
+def on_background(batch: Batch, behind: Tensor) -> Tensor:
+    """The photograph's colours, with what the mask cuts out replaced by the background: (n, 3)."""
+    if batch.mask is None:
+        return batch.rgb
+    mask = batch.mask[:, None]
+    return batch.rgb * mask + behind.detach() * (1.0 - mask)
