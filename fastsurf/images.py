@@ -1,0 +1,121 @@
+"""Photographs and masks, decoded into memory as bytes. Colours stay straight: they are not multiplied by the mask."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cameras import View
+from .errors import SceneError
+
+DECODERS = 4  # threads; each holds one photograph at full size
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """All views in one buffer, view after view and row by row; `images` and `masks` look into it without copying."""
+
+    colors: Tensor  # (n_pixels, 3) uint8
+    coverage: Tensor | None  # (n_pixels,) uint8, 255 is object
+    offsets: Tensor  # (n_views + 1,) int64, first pixel of each view
+    widths: Tensor  # (n_views,) int64
+
+    def view_shape(self, view: int) -> tuple[int, int]:
+        """Height and width."""
+        width = int(self.widths[view])
+        return int(self.offsets[view + 1] - self.offsets[view]) // width, width
+
+    @property
+    def images(self) -> list[Tensor]:
+        """(h, w, 3) uint8 of each view."""
+        return [self.colors[a:b].view(-1, w, 3) for a, b, w in self._spans()]
+
+    @property
+    def masks(self) -> list[Tensor] | None:
+        """(h, w) uint8 of each view."""
+        return None if self.coverage is None else [self.coverage[a:b].view(-1, w) for a, b, w in self._spans()]
+
+    def _spans(self) -> list[tuple[int, int, int]]:
+        ends = self.offsets.tolist()
+        return list(zip(ends[:-1], ends[1:], self.widths.tolist(), strict=True))
+
+
+def read_images(views: Sequence[View], with_masks: bool, alpha_masks: bool, matte: int) -> ImageStore:
+    """Decode every view at its camera's size; larger photographs are reduced by averaging.
+
+    Args:
+        alpha_masks: the alpha channel is the mask.
+        matte: grey level put behind transparent pixels where alpha isn't the mask.
+
+    Raises:
+        SceneError: a file can't be read, or a mask has another aspect than its photograph.
+    """
+    sizes = np.array([v.camera.width * v.camera.height for v in views], np.int64)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    colors = torch.empty((int(offsets[-1]), 3), dtype=torch.uint8)
+    coverage = torch.empty(int(offsets[-1]), dtype=torch.uint8) if with_masks else None
+
+    def read(i: int) -> None:
+        span = slice(int(offsets[i]), int(offsets[i + 1]))
+        rgb, alpha = _read_photograph(views[i], matte=None if alpha_masks and with_masks else matte)
+        colors[span] = torch.from_numpy(rgb.reshape(-1, 3))
+        if coverage is not None:
+            mask = alpha if alpha_masks and views[i].mask is None else _read_mask(views[i])
+            coverage[span] = torch.from_numpy(mask.reshape(-1))
+
+    with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as pool:
+        list(pool.map(read, range(len(views))))
+    widths = torch.tensor([v.camera.width for v in views])
+    return ImageStore(colors, coverage, torch.from_numpy(offsets), widths)
+
+
+def _read_photograph(view: View, matte: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Colour (h, w, 3) and alpha (h, w), uint8."""
+    from PIL import Image
+
+    size = (view.camera.width, view.camera.height)
+    try:
+        with Image.open(view.image) as file:
+            if file.width % 8 == 0 and file.height % 8 == 0:
+                file.draft("RGB", size)  # a JPEG decodes faster at 1/2, 1/4 or 1/8; multiples of 8 keep pixels aligned
+            picture = file.convert("RGBA" if "A" in file.getbands() or "transparency" in file.info else "RGB")
+    except (OSError, SyntaxError, ValueError) as e:
+        raise SceneError(f"photograph {view.image} can't be read ({e}): replace the file, or take its view out") from None
+    if picture.size != size:
+        picture = picture.resize(size, Image.Resampling.BOX)
+    pixels = np.array(picture)
+    if pixels.shape[2] == 3:
+        return pixels, np.full(pixels.shape[:2], 255, np.uint8)
+    rgb, alpha = pixels[..., :3], pixels[..., 3]
+    if matte is not None:
+        weight = alpha[..., None].astype(np.float32) / 255
+        rgb = np.rint(rgb * weight + matte * (1 - weight)).astype(np.uint8)
+    return rgb, alpha
+
+
+def _read_mask(view: View) -> np.ndarray:
+    """(h, w) uint8. Masks of zeros and ones are stretched to 255."""
+    from PIL import Image
+
+    if view.mask is None:
+        raise SceneError(f"no mask for photograph {view.name}, but others have one: add it, or use --masks ignore")
+    size = (view.camera.width, view.camera.height)
+    try:
+        with Image.open(view.mask) as file:
+            mask = file.convert("RGBA").getchannel("A") if "A" in file.getbands() else file.convert("L")
+            if mask.getextrema() == (255, 255):  # an opaque alpha channel: the mask is in the colours
+                mask = file.convert("L")
+    except (OSError, SyntaxError, ValueError) as e:
+        raise SceneError(f"mask {view.mask} can't be read ({e}): replace it, or use --masks ignore") from None
+    if abs(mask.width * size[1] - mask.height * size[0]) > max(mask.size) + max(size):
+        found, wanted = f"{mask.width}x{mask.height}", f"{size[0]}x{size[1]}"
+        raise SceneError(f"mask {view.mask} is {found}, its photograph {wanted}: another aspect; replace it, or use --masks ignore")
+    if mask.getextrema()[1] == 1:
+        mask = mask.point(lambda level: 255 * level)
+    if mask.size != size:
+        mask = mask.resize(size, Image.Resampling.BOX)
+    return np.array(mask)

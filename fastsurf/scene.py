@@ -1,0 +1,218 @@
+"""The photographs in memory, and the scene box that the method works in.
+
+The world is the input's own frame; the scene is the box [-1, 1]^3: x_world = center + radius * x_scene, without rotation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import formats
+from .bounds import Box, find_box
+from .cameras import Capture, View, rescale
+from .config import SceneConfig
+from .errors import SceneError
+from .images import ImageStore, read_images
+from .pixels import Pool, pixel_directions, pool_of
+from .rays import Batch, Rays, intersect_box
+
+BLOCK = 8  # pixels; where a ray meets the box is looked up once per block, and pixel by pixel along the outline
+
+
+class Scene:
+    """Photographs, cameras and the scene box.
+
+    Attributes:
+        capture: what the files say, with cameras rescaled to the photographs in memory.
+        center, radius: the scene box in the world; `box_source` says where it comes from.
+        images: straight colours of each view, (h, w, 3) uint8.
+        masks: (h, w) uint8 of each view, 255 is object; None without masks.
+        train, test: indices of the views to learn from, and of those held out.
+        notes: one-line remarks for the user.
+    """
+
+    def __init__(self, capture: Capture, store: ImageStore, box: Box, train: Sequence[int], test: Sequence[int], notes: Sequence[str]):
+        self.capture = capture
+        self.center = np.asarray(box.center, np.float64)
+        self.radius = float(box.radius)
+        self.box_source = box.source
+        self.images = store.images
+        self.masks = store.masks
+        self.train = list(train)
+        self.test = list(test)
+        self.notes = list(notes)
+        self._store = store
+        self._plane = pixel_directions([view.camera for view in capture.views])
+        poses = np.stack([view.c2w for view in capture.views])
+        self._rotations = torch.from_numpy(poses[:, :, :3]).float()  # (n_views, 3, 3)
+        self._origins = torch.from_numpy(self.to_scene(poses[:, :, 3])).float()  # (n_views, 3)
+        self._object, self._rest = self._pools()
+
+    def to_world(self, points: np.ndarray) -> np.ndarray:
+        """Scene points (n, 3) in the world, float64."""
+        return self.center + self.radius * np.asarray(points, np.float64)
+
+    def to_scene(self, points: np.ndarray) -> np.ndarray:
+        """World points (n, 3) in the scene, float64."""
+        return (np.asarray(points, np.float64) - self.center) / self.radius
+
+    def sample(self, n: int, generator: torch.Generator, foreground: float) -> Batch:
+        """Random pixels of the training views, with replacement, among those whose ray meets the scene box.
+
+        Args:
+            foreground: share of the rays that go through masks; the others go past them. Without masks all are drawn alike.
+        """
+        n_object = round(n * foreground) if len(self._rest) else n
+        n_object = n_object if len(self._object) else 0
+        pixel = torch.cat([self._object.draw(n_object, generator), self._rest.draw(n - n_object, generator)])
+        view = torch.searchsorted(self._store.offsets, pixel, right=True) - 1
+        width = self._store.widths[view]
+        local = pixel - self._store.offsets[view]
+        rays = self._rays(view, local % width, local // width)
+        coverage = self._store.coverage
+        mask = None if coverage is None else coverage[pixel].float() / 255
+        return Batch(rays, self._store.colors[pixel].float() / 255, mask)
+
+    def rays(self, view: int, stride: int = 1) -> tuple[Rays, tuple[int, int]]:
+        """Rays through every `stride`-th pixel centre of a view, row by row, and the height and width of that picture.
+
+        They belong to the pixels `images[view][::stride, ::stride]`.
+        """
+        h, w = self._store.view_shape(view)
+        v, u = torch.meshgrid(torch.arange(0, h, stride), torch.arange(0, w, stride), indexing="ij")
+        return self._rays(torch.full((u.numel(),), view), u.reshape(-1), v.reshape(-1)), (u.shape[0], u.shape[1])
+
+    def _rays(self, view: Tensor, u: Tensor, v: Tensor) -> Rays:
+        """Rays through the centres of pixels (u, v), each (n,)."""
+        plane = self._plane(view, u, v)  # (n, 2)
+        blind = plane.isnan().any(-1)
+        looking = torch.nn.functional.pad(torch.where(blind[:, None], 0.0, plane), (0, 1), value=1.0)
+        directions = torch.einsum("nij,nj->ni", self._rotations[view], looking)
+        directions = directions / directions.norm(dim=-1, keepdim=True)
+        origins = self._origins[view]
+        t_near, t_far = intersect_box(origins, directions)
+        return Rays(origins, directions, t_near, torch.where(blind, t_near, t_far), view)
+
+    def _meets_box(self, view: int) -> np.ndarray:
+        """Whether each pixel's ray meets the scene box, (h * w,) bool."""
+        h, w = self._store.view_shape(view)
+        v, u = (np.minimum(np.arange(0, n + BLOCK, BLOCK), n - 1) for n in (h, w))
+        corners = self._meet(view, *np.meshgrid(u, v))  # (rows + 1, columns + 1)
+        touching = corners[:-1, :-1].astype(int) + corners[:-1, 1:] + corners[1:, :-1] + corners[1:, 1:]
+        meets, outline = (np.repeat(np.repeat(x, BLOCK, 0), BLOCK, 1)[:h, :w] for x in (touching == 4, touching % 4 > 0))
+        rows, columns = np.nonzero(outline)
+        meets[rows, columns] = self._meet(view, columns, rows)
+        return meets.reshape(-1)
+
+    def _meet(self, view: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        flat = [torch.from_numpy(np.ascontiguousarray(x).reshape(-1)).long() for x in (u, v)]
+        rays = self._rays(torch.full((u.size,), view), *flat)
+        return (rays.t_far > rays.t_near).numpy().reshape(u.shape)
+
+    def _pools(self) -> tuple[Pool, Pool]:
+        """Pixels of the training views whose ray meets the box: those inside masks, and the rest."""
+        inside, rest, blind = [], [], []
+        for view in self.train:
+            offset = int(self._store.offsets[view])
+            meets = self._meets_box(view)
+            if not meets.any():
+                blind.append(self.capture.views[view].name)
+            is_object = np.zeros_like(meets) if self.masks is None else self.masks[view].numpy().reshape(-1) > 127
+            inside.append((offset, meets & is_object))
+            rest.append((offset, meets & ~is_object))
+        box = f"scene box (centre {np.array2string(self.center, precision=4)}, radius {self.radius:.4g}, from {self.box_source})"
+        if len(blind) == len(self.train):
+            raise SceneError(f"no camera looks at the {box}: check the poses' convention, or set scene.center and scene.radius")
+        if blind:
+            self.notes.append(f"{len(blind)} of {len(self.train)} training views don't see the scene box, the first is {blind[0]}")
+        pools = pool_of(inside), pool_of(rest)
+        if self.masks is not None and not len(pools[0]):
+            raise SceneError(f"no mask shows anything inside the {box}: set scene.center and scene.radius, or use --masks ignore")
+        return pools
+
+
+def load_scene(source: str | Path | Capture, config: SceneConfig | None = None, format: str | None = None) -> Scene:
+    """Read photographs, cameras and masks, and find the scene box.
+
+    Args:
+        source: a folder (or file) of a known format, or a capture that was loaded already.
+        format: which of the formats to take where a folder holds several.
+
+    Raises:
+        SceneError: what is missing or contradicts itself, in one line.
+    """
+    config = config or SceneConfig()
+    capture = source if isinstance(source, Capture) else formats.load(Path(source), format, config.masks)
+    capture, notes = _reduced(capture, config.max_side)
+    views = capture.views
+    train, test = split(views, config.holdout)
+    with_masks = config.masks != "ignore" and (capture.alpha_masks or any(view.mask for view in views))
+    store = read_images(views, with_masks, capture.alpha_masks, matte=0 if config.background == "black" else 255)
+    masks = None if store.masks is None else [store.masks[i].numpy() for i in train]
+    if masks is not None:
+        check_masks(masks, [views[i].name for i in train])
+    return Scene(capture, store, choose_box(capture, train, masks, config), train, test, [*capture.notes, *notes])
+
+
+def split(views: Sequence[View], holdout: int) -> tuple[list[int], list[int]]:
+    """Indices of training and held-out views: the capture's own split, else every `holdout`-th view is held out."""
+    test = [i for i, view in enumerate(views) if view.split == "test"]
+    if not test and holdout:
+        test = list(range(0, len(views), holdout))
+    train = sorted(set(range(len(views))) - set(test))
+    if len(train) < 2:
+        raise SceneError(f"{len(train)} of {len(views)} photographs are left to learn from, want at least 2: use a larger --holdout, or 0")
+    return train, test
+
+
+def choose_box(capture: Capture, train: Sequence[int], masks: Sequence[np.ndarray] | None, config: SceneConfig) -> Box:
+    """The box that the user wants, where not stated found from the training views."""
+    if config.radius is not None and not config.radius > 0:
+        raise SceneError(f"scene.radius must be positive, found {config.radius}")
+    if config.center is not None and config.radius is not None:
+        return Box(np.array(config.center), config.radius, "configuration")
+    found = find_box([capture.views[i] for i in train], masks, capture.points, capture.box)
+    if config.center is not None:
+        return Box(np.array(config.center), found.radius, f"configuration; radius from {found.source}")
+    if config.radius is not None:
+        return Box(found.center, config.radius, f"configuration; centre from {found.source}")
+    return found
+
+
+def check_masks(masks: Sequence[np.ndarray], names: Sequence[str]) -> None:
+    """Refuse masks that can't be of one object.
+
+    Raises:
+        SceneError: all are black, or black and white are swapped.
+    """
+    if all(mask.max() <= 127 for mask in masks):
+        raise SceneError(f"all {len(masks)} masks are black: the object must be bright; replace them, or use --masks ignore")
+    border, whole = [], []
+    for mask in masks:
+        is_object = mask > 127
+        edges = [is_object[0], is_object[-1], is_object[:, 0], is_object[:, -1]]
+        border.append(np.mean(np.concatenate(edges)))
+        whole.append(np.mean(is_object))
+    if np.median(border) > 0.75 and np.median(border) > np.median(whole):
+        raise SceneError(
+            f"masks look inverted: the object fills {np.median(border):.0%} of the pictures' borders but {np.median(whole):.0%} of their "
+            f"area (first mask: {names[0]}); swap black and white, or use --masks ignore"
+        )
+
+
+def _reduced(capture: Capture, max_side: int) -> tuple[Capture, list[str]]:
+    """The capture with cameras for photographs of at most `max_side` pixels a side, and a note where that changes any."""
+    if max_side < 1:
+        raise SceneError(f"scene.max_side must be at least 1 pixel, found {max_side}")
+    views = []
+    for view in capture.views:
+        w, h = view.camera.width, view.camera.height
+        scale = min(1.0, max_side / max(w, h))
+        views.append(replace(view, camera=rescale(view.camera, max(1, round(w * scale)), max(1, round(h * scale)))))
+    changed = sum(a.camera is not b.camera for a, b in zip(views, capture.views, strict=True))
+    notes = [f"{changed} of {len(views)} photographs are reduced to at most {max_side} pixels a side"] if changed else []
+    return replace(capture, views=tuple(views)), notes
