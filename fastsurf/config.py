@@ -10,7 +10,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -124,14 +124,14 @@ class MeshConfig:
 class Config:
     """All sections."""
 
-    scene: SceneConfig = field(default_factory=SceneConfig)
-    field: FieldConfig = field(default_factory=FieldConfig)
-    color: ColorConfig = field(default_factory=ColorConfig)
-    grid: GridConfig = field(default_factory=GridConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    scene: SceneConfig = dataclasses.field(default_factory=SceneConfig)
+    field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
+    color: ColorConfig = dataclasses.field(default_factory=ColorConfig)
+    grid: GridConfig = dataclasses.field(default_factory=GridConfig)
+    sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     backend: str = "auto"  # auto | native | cuda | reference
     threads: int = 0  # CPU threads; 0: all
 

@@ -105,7 +105,7 @@ def _step(run: Training, progress: float) -> tuple[dict[str, float], float, floa
     run.optimizer.step(progress)
     mse = float(((rendering.rgb.detach() - target.detach()) ** 2).mean())
     count = len(batch.rays) * (config.sampling.front + config.sampling.interval)
-    return {name: float(value) for name, value in losses.items()}, mse, float(found.hit.float().mean()), count
+    return {name: float(value.detach()) for name, value in losses.items()}, mse, float(found.hit.float().mean()), count
 
 
 def _losses(run: Training, rendering: Rendering, target: Tensor, batch: Batch, found: Crossings) -> dict[str, Tensor]:
