@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 from .errors import ConfigError
 
-PRESETS = Path(__file__).parent / "configs"
+INSTALLED, CHECKOUT = Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"
+PRESETS = INSTALLED if INSTALLED.is_dir() else CHECKOUT
 
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .backends import Backend, choose_backend
@@ -141,7 +142,9 @@ def fit_to(scene: Scene, config: Config) -> Config:
     """What depends on the scene: cells of the finest level as large as a pixel's footprint."""
     if config.field.finest_resolution:
         return config
-    finest = min(max(int(2.0 / scene.footprint), 256), 2048)
+    views = [scene.capture.views[i] for i in scene.train]
+    footprints = [np.linalg.norm(scene.to_scene(v.c2w[None, :, 3])) / max(v.camera.focal) for v in views]  # scene units
+    finest = min(max(int(2.0 / np.median(footprints)), 256), 2048)
     return replace(config, field=replace(config.field, finest_resolution=finest))
 
 

@@ -1,0 +1,62 @@
+import pytest
+
+from fastsurf.config import Config, from_dict, load_config, to_dict, to_toml
+from fastsurf.errors import ConfigError
+
+
+def test_defaults_survive_toml(tmp_path):
+    file = tmp_path / "c.toml"
+    config = load_config(None, ["scene.center=[1, 2.5, -3]", "train.minutes=2", "scene.masks=ignore", 'scene.background="white"'])
+    file.write_text(to_toml(config))
+    assert load_config(str(file)) == config
+    assert config.scene.center == (1.0, 2.5, -3.0) and config.train.minutes == 2.0
+
+
+def test_from_dict_reads_what_to_dict_writes():
+    config = load_config(None, ["mesh.closed=false", "train.seed=7"])
+    assert from_dict(to_dict(config), "test") == config
+
+
+def test_settings_go_on_top_of_the_file(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("[train]\nrays = 17\nseed = 3\n")
+    config = load_config(str(file), ["train.rays=9"])
+    assert (config.train.rays, config.train.seed) == (9, 3)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("train.rais=3", "did you mean train.rays"),
+        ("rays=3", "did you mean train.rays"),
+        ("trian.rays=3", "did you mean train"),
+        ("train.rays=many", "want int, found 'many'"),
+        ("train.rays=1.5", "want int, found 1.5"),
+        ("mesh.closed=3", "want bool"),
+        ("scene.center=[1, 2]", "want"),
+        ("train=3", "is a section"),
+        ("train.rays", "section.key=value"),
+    ],
+)
+def test_wrong_settings_get_one_helpful_line(setting, message):
+    with pytest.raises(ConfigError) as e:
+        load_config(None, [setting])
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nothing"):
+        load_config("nothing")
+    (tmp_path / "b.toml").write_text("[train\n")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load_config(str(tmp_path / "b.toml"))
+
+
+def test_every_preset_loads_and_differs():
+    from fastsurf.config import PRESETS
+
+    presets = sorted(PRESETS.glob("*.toml"))
+    assert presets
+    for preset in presets:
+        assert load_config(preset.stem) != Config(), preset.name
+        assert len(preset.read_text().splitlines()) <= 15

@@ -1,0 +1,60 @@
+import torch
+
+from fastsurf.config import GridConfig
+from fastsurf.grid import OccupancyGrid
+from solids import Sphere
+
+
+def logit(x):
+    return 200.0 * Sphere().level(x)
+
+
+def middles(g):
+    axis = (torch.arange(g) + 0.5) * (2.0 / g) - 1.0
+    return torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1)
+
+
+def test_everything_is_in_use_until_looked_at():
+    assert OccupancyGrid(GridConfig(resolution=8), 24).occupied.all()
+
+
+def test_the_grid_keeps_the_solid_and_drops_empty_space():
+    grid, generator = OccupancyGrid(GridConfig(resolution=32), 24), torch.Generator().manual_seed(0)
+    for _ in range(250):  # the running maximum forgets what it was born with
+        grid.update(logit, generator)
+    depth = Sphere().level(middles(32).view(-1, 3)).view(32, 32, 32)
+    cell = 2.0 / 32
+    assert grid.occupied[depth > -cell].all()
+    assert not grid.occupied[depth < -0.1 - 3 * cell].any()
+    assert grid.share < 0.25
+
+
+def test_culled_samples_cost_less_than_the_error_budget():
+    config = GridConfig(resolution=32, error_budget=1 / 255)
+    for samples in (8, 24, 256):
+        threshold = OccupancyGrid(config, samples).threshold
+        assert 1 - (1 - threshold) ** samples <= 1 / 255 + 1e-12
+
+
+def test_cells_are_indexed_x_y_z():
+    grid, generator = OccupancyGrid(GridConfig(resolution=16, decay=0.0), 24), torch.Generator().manual_seed(0)
+    grid.update(lambda x: torch.where(x[:, 0] > 0.6, 10.0, -30.0), generator, everywhere=True)
+    assert grid.occupied[14, 3, 9] and not grid.occupied[3, 14, 9] and not grid.occupied[3, 9, 14]
+
+
+def test_new_matter_is_noticed():
+    grid, generator = OccupancyGrid(GridConfig(resolution=16, decay=0.0), 24), torch.Generator().manual_seed(0)
+    grid.update(lambda x: torch.full((len(x),), -30.0), generator, everywhere=True)
+    assert grid.share == 0
+    for _ in range(60):  # an eighth of the empty cells each time
+        grid.update(logit, generator)
+    assert grid.occupied[8, 8, 8]
+
+
+def test_updates_repeat_with_their_seed():
+    grids = [OccupancyGrid(GridConfig(resolution=16), 24) for _ in range(2)]
+    for grid in grids:
+        generator = torch.Generator().manual_seed(5)
+        for _ in range(3):
+            grid.update(logit, generator)
+    assert torch.equal(grids[0].values, grids[1].values)
