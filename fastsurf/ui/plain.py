@@ -1,0 +1,105 @@
+"""Plain lines for logs, pipes and small terminals: one for each end of a phase, and one every ten seconds between."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import TextIO
+
+from ..hooks import Event, MeshProgress, Note, PhaseDone, PhaseStarted, TrainState
+
+EVERY = 10.0  # seconds between two lines of one phase
+
+
+class Plain:
+    """A hook that writes lines as they are due."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._phase, self._due = "", 0.0
+
+    def __call__(self, event: Event) -> None:
+        now = self._clock()
+        match event:
+            case PhaseStarted(name, detail):
+                self._phase, self._due = name, now + EVERY
+                self._line(name, detail or "started")
+            case PhaseDone(name, seconds, detail):
+                self._line(name, f"done in {duration(seconds)}" + (f": {detail}" if detail else ""))
+            case TrainState() if event.step == 1 or now >= self._due:
+                self._due = now + EVERY
+                self._line(self._phase, step_line(event))
+            case MeshProgress(done, detail) if now >= self._due:
+                self._due = now + EVERY
+                self._line(self._phase, f"{done:4.0%}  {detail}".rstrip())
+            case Note(text):
+                self._line("note", text)
+            case _:
+                pass
+
+    def _line(self, label: str, text: str) -> None:
+        self._stream.write(f"{label:<6} {text}\n")
+        self._stream.flush()
+
+    def __enter__(self) -> "Plain":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
+class Silent:
+    """Shows nothing."""
+
+    def __call__(self, event: Event) -> None:
+        pass
+
+    def __enter__(self) -> "Silent":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
+def step_line(state: TrainState) -> str:
+    """One training step in words, ASCII only."""
+    return (
+        f"{state.progress:4.0%}  step {state.step}  loss {state.loss:.4f}  psnr {state.psnr:.1f} dB  interval {state.half_width:.3f}  "
+        f"occupied {state.occupied:.1%}  {quantity(state.samples_per_second)} samples/s  {duration(state.seconds_left)} left"
+    )
+
+
+def closing_lines(
+    path: str, faces: int, size: Sequence[float], seconds: Mapping[str, float], next_command: str, stopped: bool
+) -> list[str]:
+    """What stays on the screen at the end.
+
+    Args:
+        size: extent of the mesh along x, y, z in world units.
+        seconds: by phase.
+    """
+    x, y, z = (f"{length:.4g}" for length in size)
+    phases = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items())
+    return [
+        f"mesh   {path}" + ("  (stopped early)" if stopped else ""),
+        f"faces  {faces:,}",
+        f"size   {x} x {y} x {z} in the units of the input",
+        f"time   {duration(sum(seconds.values()))} ({phases})",
+        f"next   {next_command}",
+    ]
+
+
+def duration(seconds: float) -> str:
+    """0:07, 12:34, 1:02:03; ?:?? when not known."""
+    if not 0 <= seconds < 1e7:
+        return "?:??"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def quantity(number: float) -> str:
+    """Three digits and k, M or G: 41.2 k, 1.2 M."""
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
