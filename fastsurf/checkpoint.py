@@ -30,6 +30,7 @@ class Header:
     radius: float
     background: str
     step: int
+    progress: float
     seconds: float
     squared_error: float
 
@@ -61,6 +62,7 @@ def save_checkpoint(path: Path, run: Training) -> None:
         "background": run.model.background_kind,
         "levels": [[level.scale, level.resolution, level.offset, level.size] for level in run.model.field.levels],
         "step": run.step,
+        "progress": run.progress(),
         "seconds": run.seconds,
         "squared_error": run.squared_error,
     }
@@ -90,7 +92,7 @@ def read_header(path: Path) -> Header:
     x, y, z = tree["center"]
     return Header(
         from_dict(tree["config"], str(path)), tree["scene"], tree["scene_format"], (x, y, z), tree["radius"],
-        tree["background"], tree["step"], tree["seconds"], tree["squared_error"],
+        tree["background"], tree["step"], tree["progress"], tree["seconds"], tree["squared_error"],
     )
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .backends import Backend, choose_backend
-from .checkpoint import Header, load_model, read_header, resume, save_checkpoint, write_whole
+from .backends import choose_backend
+from .checkpoint import read_header, resume, save_checkpoint, write_whole
 from .config import Config, to_toml
-from .errors import CheckpointError, UsageError
+from .errors import UsageError
 from .hooks import Event, Hook, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, TrainState
 from .mesh import Mesh, clean, describe, extract
 from .meshio import write_mesh
@@ -64,7 +64,7 @@ def reconstruct(
         SceneError, ConfigError, CheckpointError, MeshError, BackendError: see errors.py; what was saved until then is kept.
     """
     config = config or Config()
-    run, events, phases = Path(run), _tell(hooks), Phases(_tell(hooks))
+    run, events, phases = Path(run), announce(hooks), Phases(announce(hooks))
     out = Path(out) if out else run / MESH
     if (run / CHECKPOINT).exists() and not go_on:
         raise UsageError(f"{run} already holds a run: continue it with --resume, or choose another folder with --run")
@@ -155,20 +155,6 @@ def background_kind(scene: Scene, config: Config) -> str:
     return "random" if scene.masks is not None else "model"
 
 
-def open_run(run: Path, backend: str | None = None, threads: int = 0) -> tuple[Header, Model]:
-    """The model of a finished or running run, and what its checkpoint says.
-
-    Raises:
-        CheckpointError: there is none, or it can't be read.
-    """
-    header = read_header(run / CHECKPOINT)
-    model = Model(header.config, choose_backend(backend or header.config.backend, threads), header.background)
-    load_model(run / CHECKPOINT, header, model)
-    training_progress = header.step / header.config.train.steps if header.config.train.steps else 1.0
-    model.set_progress(min(training_progress, 1.0))
-    return header, model
-
-
 class Phases:
     """Tells the hooks about phases and keeps their times."""
 
@@ -191,7 +177,9 @@ class Phases:
             self.events(PhaseDone(self.name, self.seconds[self.name], self.detail))
 
 
-def _tell(hooks: Sequence[Hook]) -> Hook:
+def announce(hooks: Sequence[Hook]) -> Hook:
+    """One hook that calls them all, in order."""
+
     def tell(event: Event) -> None:
         for hook in hooks:
             hook(event)

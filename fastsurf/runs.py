@@ -1,0 +1,207 @@
+"""What can be done with a run afterwards (or while it is still going, from its last checkpoint): mesh, pictures, scores."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .backends import choose_backend
+from .checkpoint import Header, load_model, read_header, write_whole
+from .errors import CheckpointError, SceneError, UsageError
+from .hooks import Hook, MeshProgress, Saved
+from .mesh import Mesh
+from .meshio import read_mesh, write_mesh
+from .metrics import psnr, score_mesh, ssim
+from .model import Model
+from .pictures import normal_picture, orbit, png, render_rays, to_bytes
+from .rays import Rays
+from .reconstruct import CHECKPOINT, MESH, announce, make_mesh
+from .scene import Scene, load_scene
+
+ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizontal field of view in radians
+FRAME_MS = 66
+
+
+def open_run(run: str | Path, backend: str = "auto", threads: int = 0) -> tuple[Header, Model]:
+    """The model of a run as its last checkpoint left it, and what that says.
+
+    Raises:
+        CheckpointError: there is none, or it can't be read.
+    """
+    path = Path(run) / CHECKPOINT
+    header = read_header(path)
+    model = Model(header.config, choose_backend(backend, threads), header.background)
+    load_model(path, header, model)
+    model.set_progress(header.progress)
+    return header, model
+
+
+def open_scene(header: Header) -> Scene:
+    """The photographs of a run, with the scene box that it used.
+
+    Raises:
+        CheckpointError: they are no longer where they were.
+    """
+    if not Path(header.scene).exists():
+        raise CheckpointError(f"the photographs of this run are gone: it was made from {header.scene}")
+    config = replace(header.config.scene, center=header.center, radius=header.radius)
+    return load_scene(header.scene, config, header.scene_format)
+
+
+def mesh_run(
+    run: str | Path,
+    out: str | Path,
+    resolution: int | None = None,
+    closed: bool | None = None,
+    backend: str = "auto",
+    threads: int = 0,
+    hooks: Sequence[Hook] = (),
+) -> Mesh:
+    """Mesh again, at another resolution or open at the scene box; in the input's own frame."""
+    header, model = open_run(run, backend, threads)
+    mesh = header.config.mesh
+    mesh = replace(mesh, resolution=resolution or mesh.resolution, closed=mesh.closed if closed is None else closed)
+    events = announce(hooks)
+    result = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events)
+    write_mesh(Path(out), result)
+    events(Saved("mesh", Path(out)))
+    return result
+
+
+def render_run(
+    run: str | Path, views: str, out: str | Path, backend: str = "auto", threads: int = 0, hooks: Sequence[Hook] = ()
+) -> list[Path]:
+    """Pictures of a run: OUT/NAME.png, OUT/normal/NAME.png, OUT/depth/NAME.npy (float32, along the ray, input units) and .png.
+
+    Args:
+        views: test | train, the photographs' views by their own names; orbit, a circle round the object, also as OUT/orbit.webp.
+
+    Raises:
+        UsageError: an unknown kind of views, or none of that kind in the scene.
+    """
+    if views not in ("test", "train", "orbit"):
+        raise UsageError(f"--views wants test, train or orbit; found {views!r}")
+    header, model = open_run(run, backend, threads)
+    out, events, written = Path(out), announce(hooks), []
+    if views == "orbit":
+        cameras = _orbit_rays(header, model)
+    else:
+        scene = open_scene(header)
+        index = scene.test if views == "test" else scene.train
+        if not index:
+            raise UsageError(f"the run has no {views} views: reconstruct with --holdout 8, or use --views train")
+        cameras = [(Path(scene.capture.views[i].name).stem, *scene.rays(i)) for i in index]
+    frames = []
+    for done, (name, rays, (h, w)) in enumerate(cameras):
+        rendering = render_rays(model, rays)
+        colour = to_bytes(rendering.rgb).reshape(h, w, 3)
+        depth = (rendering.depth * header.radius).numpy().reshape(h, w)
+        pictures = {
+            f"{name}.png": png(colour),
+            f"normal/{name}.png": png(to_bytes(normal_picture(rendering)).reshape(h, w, 3)),
+            f"depth/{name}.png": png(_depth_picture(depth, rendering.opacity.numpy().reshape(h, w))),
+            f"depth/{name}.npy": _npy(depth),
+        }
+        for file, data in pictures.items():
+            write_whole(out / file, data)
+            written.append(out / file)
+        frames.append(colour)
+        events(MeshProgress((done + 1) / len(cameras), f"{name}.png"))
+    if views == "orbit":
+        write_whole(out / "orbit.webp", _animation(frames))
+        written.append(out / "orbit.webp")
+    events(Saved("pictures", out))
+    return written
+
+
+def eval_run(
+    run: str | Path,
+    truth: str | Path | None = None,
+    mesh: str | Path | None = None,
+    backend: str = "auto",
+    threads: int = 0,
+    hooks: Sequence[Hook] = (),
+) -> dict[str, Any]:
+    """Scores of a run.
+
+    Args:
+        truth: a mesh or points (.npz with points and normals, or .ply) in the input's frame.
+        mesh: what is scored against the truth; RUN/mesh.ply if not given.
+
+    Returns:
+        `psnr`, `ssim` (means over held-out views; None without any), `views` (each by name), and `mesh` with Chamfer distance,
+        F-scores and normal error where a truth is given.
+    """
+    header, model = open_run(run, backend, threads)
+    scene, events = open_scene(header), announce(hooks)
+    views = {}
+    behind = 0.0 if header.background == "black" else 1.0
+    for done, i in enumerate(scene.test):
+        rays, (h, w) = scene.rays(i)
+        picture = render_rays(model, rays).rgb.numpy().reshape(h, w, 3)
+        photo = scene.images[i].numpy() / 255.0
+        if scene.masks is not None:
+            alpha = scene.masks[i].numpy()[..., None] / 255.0
+            photo = photo * alpha + behind * (1.0 - alpha)
+        views[scene.capture.views[i].name] = {"psnr": psnr(picture, photo), "ssim": ssim(picture, photo)}
+        events(MeshProgress((done + 1) / len(scene.test), scene.capture.views[i].name))
+    scores: dict[str, Any] = {
+        "psnr": float(np.mean([v["psnr"] for v in views.values()])) if views else None,
+        "ssim": float(np.mean([v["ssim"] for v in views.values()])) if views else None,
+        "views": views,
+        "step": header.step,
+        "seconds": header.seconds,
+    }
+    if truth is not None:
+        scores["mesh"] = score_mesh(read_mesh(Path(mesh) if mesh else Path(run) / MESH), truth)
+    return scores
+
+
+def write_json(path: str | Path, tree: object) -> None:
+    """A JSON file, whole or not at all."""
+    write_whole(Path(path), (json.dumps(tree, indent=1) + "\n").encode())
+
+
+def _orbit_rays(header: Header, model: Model) -> list[tuple[str, Rays, tuple[int, int]]]:
+    """A circle at the cameras' mean height, if the photographs are still there; else above the box's equator."""
+    try:
+        scene = open_scene(header)
+        poses = np.stack([scene.capture.views[i].c2w for i in scene.train])
+        up = torch.from_numpy(-poses[:, :, 1].mean(0)).float()  # cameras' mean up
+        distance = float(np.median(np.linalg.norm(scene.to_scene(poses[:, :, 3]), axis=1)))
+    except (CheckpointError, SceneError):
+        up, distance = torch.tensor([0.0, 0.0, 1.0]), 3.0
+    if up.norm() < 0.1:
+        up = torch.tensor([0.0, 0.0, 1.0])
+    frames = orbit(torch.zeros(3), max(distance, 2.0), up / up.norm(), ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW)
+    return [(f"orbit_{k:03d}", rays, (ORBIT_SIZE, ORBIT_SIZE)) for k, rays in enumerate(frames)]
+
+
+def _depth_picture(depth: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+    """Near is bright; black where nothing is."""
+    solid = opacity > 0.5
+    if not solid.any():
+        return np.zeros(depth.shape, np.uint8)
+    near, far = np.percentile(depth[solid], [1, 99])
+    bright = 1.0 - 0.85 * np.clip((depth - near) / max(far - near, 1e-9), 0, 1)
+    return np.where(solid, bright * 255, 0).astype(np.uint8)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array.astype(np.float32))
+    return buffer.getvalue()
+
+
+def _animation(frames: list[np.ndarray]) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    first, *rest = [Image.fromarray(f) for f in frames]
+    first.save(buffer, format="WEBP", save_all=True, append_images=rest, duration=FRAME_MS, loop=0, quality=80)
+    return buffer.getvalue()

@@ -1,0 +1,25 @@
+import torch
+
+from fastsurf.field import FieldSample
+from fastsurf.losses import color_loss, mask_loss, smooth_loss
+
+
+def test_color_loss_sums_channels_and_averages_rays():
+    rgb, target = torch.zeros(2, 3), torch.tensor([[0.1, 0.2, 0.3], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(color_loss(rgb, target), torch.tensor(0.3))
+
+
+def test_mask_loss_is_the_cross_entropy_and_stays_finite():
+    opacity = torch.tensor([0.0, 1.0, 0.25], requires_grad=True)
+    loss = mask_loss(opacity, torch.tensor([1.0, 0.0, 1.0]))
+    torch.testing.assert_close(loss, -(torch.tensor([1e-4, 1e-4, 0.25]).log()).mean(), rtol=1e-3, atol=0)
+    loss.backward()
+    assert torch.isfinite(opacity.grad).all()
+    assert mask_loss(torch.tensor([1e-9, 1 - 1e-7]), torch.tensor([0.0, 1.0])) < 1e-3
+
+
+def test_smooth_loss_is_zero_for_equal_normals():
+    n = torch.nn.functional.normalize(torch.randn(10, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    one, other = (FieldSample(n[:, 0], n, m) for m in (n, -n))
+    assert smooth_loss(one, one) == 0
+    torch.testing.assert_close(smooth_loss(one, other), torch.tensor(2.0))
