@@ -1,17 +1,21 @@
 """Where the scene is: the cube that becomes [-1, 1]^3, found from masks, sparse points or the cameras. All in the input's world."""
 
+import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch.nn.functional import max_pool2d
 
-from .cameras import View, unproject, world_to_pixels
+from .cameras import Camera, View, project, unproject
 from .errors import SceneError
 
-CELLS = 64  # of the visual hull, along each axis
+CELLS = 64  # of the visual hull along each axis; half as many while the hull is searched for
 AGREE = 0.9  # share of the views seeing a point whose masks must hold it: hand-drawn masks err
 PADDING = 1.06  # of a box that holds the object's extent
-FILL = 0.6  # share of the median view's half height that the object takes where only the cameras are known
+CLEARANCE = 0.8  # of the way from the centre to the nearer cameras that the box may take where only the cameras are known
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,9 @@ def common_view(views: Sequence[View]) -> Box:
             f"the cameras don't look at one scene: only {looking:.0%} have the point nearest to their lines of sight in the picture; "
             "check the poses' convention, or set scene.center and scene.radius"
         )
-    radius = FILL * float(np.median((depth * half)[depth > 0]))
-    return Box(center, radius, "common view of the cameras")
+    radius = float(np.median((depth * half)[depth > 0]))  # what the typical picture shows
+    nearest = float(np.quantile(np.abs(origins - center).max(-1), 0.05))  # a camera is outside the cube beyond this radius
+    return Box(center, min(radius, CLEARANCE * nearest), "common view of the cameras")
 
 
 def points_box(views: Sequence[View], points: np.ndarray) -> Box | None:
@@ -95,8 +100,9 @@ def hull_box(views: Sequence[View], masks: Sequence[np.ndarray]) -> Box:
     origins = np.stack([view.center for view, _ in shown])
     center = common_view([view for view, _ in shown]).center
     radius = float(np.linalg.norm(origins - center, axis=-1).max())
+    fine = False
     while True:
-        kept, cell = carve(shown, center, radius)
+        kept, cell = carve(shown, center, radius, CELLS if fine else CELLS // 2)
         if len(kept) == 0:
             raise SceneError(
                 f"the {len(shown)} masks have no common object: no point of space lies inside {AGREE:.0%} of them; "
@@ -104,18 +110,21 @@ def hull_box(views: Sequence[View], masks: Sequence[np.ndarray]) -> Box:
             )
         low, high = kept.min(0) - cell / 2, kept.max(0) + cell / 2
         tight = float(np.max(high - low)) / 2
-        if tight > 0.8 * radius:
+        if fine:
             return Box((low + high) / 2, PADDING * tight, f"visual hull of {len(shown)} masks")
-        center, radius = (low + high) / 2, 1.1 * tight
+        fine = tight > 0.7 * radius
+        center, radius = (low + high) / 2, 1.05 * tight
 
 
-def carve(shown: Sequence[tuple[View, np.ndarray]], center: np.ndarray, radius: float) -> tuple[np.ndarray, float]:
-    """Centres (n, 3) of the cells of a CELLS^3 grid that may hold the object, and the length of their edge.
+def carve(
+    shown: Sequence[tuple[View, np.ndarray]], center: np.ndarray, radius: float, cells: int = CELLS
+) -> tuple[np.ndarray, float]:
+    """Centres (n, 3) of the cells of a cells^3 grid that may hold the object, and the length of their edge.
 
     A cell is kept when it touches the mask in AGREE of the views that see it, and at least a quarter of all views see it.
     """
-    cell = 2 * radius / CELLS
-    axis = (np.arange(CELLS) + 0.5) * cell - radius
+    cell = 2 * radius / cells
+    axis = (np.arange(cells) + 0.5) * cell - radius
     points = center + np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     seen, missed = np.zeros(len(points)), np.zeros(len(points))
     for i in np.random.default_rng(0).permutation(len(shown)):
@@ -131,31 +140,40 @@ def carve(shown: Sequence[tuple[View, np.ndarray]], center: np.ndarray, radius: 
 
 def _touches(view: View, mask: np.ndarray, points: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:
     """Whether cells round points (n, 3) lie in the picture, and whether they touch its mask, each (n,) bool."""
-    from scipy.ndimage import maximum_filter
-
     pixels, inside = _pixels(view, points)
     if not inside.any():
         return inside, inside
-    depth = np.linalg.norm(points - view.center, axis=-1)
-    reach = 0.87 * cell * max(view.camera.focal) / max(float(np.median(depth[inside])), 1e-9)  # pixels, half a cell's diagonal
+    depth = np.linalg.norm(points[inside] - view.center, axis=-1)
+    reach = 0.87 * cell * max(view.camera.focal) / max(float(np.median(depth)), 1e-9)  # pixels, half a cell's diagonal
     shrink = max(1, int(reach // 2))
-    h, w = (-(-n // shrink) for n in mask.shape)
-    padded = np.zeros((h * shrink, w * shrink), bool)
-    padded[: mask.shape[0], : mask.shape[1]] = mask > 127
-    small = padded.reshape(h, shrink, w, shrink).any((1, 3))
-    small = maximum_filter(small, 2 * int(np.ceil(reach / shrink)) + 1)
+    wider = math.ceil(reach / shrink)
+    bright = torch.from_numpy(mask > 127)[None].float()
+    small = max_pool2d(bright, min(shrink, *mask.shape), shrink, ceil_mode=True)
+    near = max_pool2d(small, 2 * wider + 1, 1, wider)[0].numpy() > 0
     column, row = (pixels[inside] / shrink).astype(int).T
     touched = np.zeros(len(points), bool)
-    touched[inside] = small[np.minimum(row, h - 1), np.minimum(column, w - 1)]
+    touched[inside] = near[np.minimum(row, near.shape[0] - 1), np.minimum(column, near.shape[1] - 1)]
     return inside, touched
 
 
 def _pixels(view: View, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (n, 2) of world points, and whether they lie in the picture."""
-    pixels = world_to_pixels(view, points)
+    local = (points - view.center) @ view.c2w[:, :3]
+    pixels = project(view.camera, local)
     with np.errstate(invalid="ignore"):
-        inside = ((pixels >= 0) & (pixels < (view.camera.width, view.camera.height))).all(-1)
+        inside = np.all((pixels >= 0) & (pixels < (view.camera.width, view.camera.height)), axis=-1)
+    if not view.camera.is_pinhole:  # far outside the picture, a lens polynomial can bend back into it
+        inside = inside & (np.linalg.norm(local[:, :2], axis=-1) < 1.05 * _widest(view.camera) * local[:, 2])
     return pixels, inside
+
+
+@functools.lru_cache(maxsize=4096)
+def _widest(camera: Camera) -> float:
+    """Distance from the axis, on the plane z = 1, of the picture's furthest border pixel."""
+    x, y = np.linspace(0, camera.width, 33), np.linspace(0, camera.height, 33)
+    border = [(x, 0 * x), (x, 0 * x + camera.height), (0 * y, y), (0 * y + camera.width, y)]
+    reach = np.linalg.norm(unproject(camera, np.concatenate([np.stack(side, -1) for side in border])), axis=-1)
+    return float(np.nanmax(reach, initial=0.0)) or math.inf
 
 
 def _inside(view: View, points: np.ndarray) -> np.ndarray:

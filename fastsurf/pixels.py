@@ -13,71 +13,71 @@ from torch import Tensor
 
 from .cameras import Camera, unproject
 
-TOLERANCE = 2e-4  # pixels that interpolation between nodes may be wrong
+TOLERANCE = 5e-4  # pixels that interpolation between nodes may be wrong
+SPACINGS = (1024, 64, 32, 16, 8, 4, 2, 1)  # of the nodes, pixels; the first serves lenses without distortion
 
 
 @dataclass(frozen=True)
 class PixelDirections:
-    """Image-plane coordinates of any pixel, bilinear between nodes (one of a pinhole's four corners, every pixel at worst).
+    """Image-plane coordinates of any pixel, cubic between nodes: 4 x 4 for a pinhole, every pixel at worst.
 
-    Lenses bend slowly, so that a node every few pixels is exact enough and 100 distorted photographs need little memory.
+    Lenses bend slowly, so nodes many pixels apart are exact enough, and hundreds of distorted photographs need little memory.
     """
 
     nodes: Tensor  # (n_nodes, 2) float32; NaN where the lens model has no answer
     first: Tensor  # (n_views,) int64, first node of a view's camera
-    columns: Tensor  # (n_views,) int64, nodes in a row
-    rows: Tensor  # (n_views,) int64
+    counts: Tensor  # (n_views, 2) int64, nodes along u and v, at least 4
     per_pixel: Tensor  # (n_views, 2) float32, nodes per pixel along u and v
 
     def __call__(self, view: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """(x, y) (n, 2) of pixels (u, v) of views, each (n,) int64."""
         at = torch.stack([u, v], -1) * self.per_pixel[view]  # (n, 2) in nodes
-        last = torch.stack([self.columns[view], self.rows[view]], -1) - 2
-        cell = torch.minimum(at.long(), last)
-        fx, fy = (at - cell).unbind(-1)
-        columns = self.columns[view]
-        corner = self.first[view] + cell[:, 1] * columns + cell[:, 0]
-        top = torch.lerp(self.nodes[corner], self.nodes[corner + 1], fx[:, None])
-        bottom = torch.lerp(self.nodes[corner + columns], self.nodes[corner + columns + 1], fx[:, None])
-        return torch.lerp(top, bottom, fy[:, None])
+        counts = self.counts[view]
+        cell = torch.minimum((at.long() - 1).clamp(min=0), counts - 4)
+        t = at - cell
+        a, b, c = t - 1, t - 2, t - 3
+        weights = torch.stack([a * b * c / -6, t * b * c / 2, t * a * c / -2, t * a * b / 6], -1)  # Lagrange's, (n, 2, 4)
+        four = torch.arange(4)
+        row = self.first[view, None] + (cell[:, 1:] + four) * counts[:, :1]  # (n, 4)
+        index = row[:, :, None] + (cell[:, :1] + four)[:, None]  # (n, 4, 4)
+        return torch.einsum("ni,nj,nijk->nk", weights[:, 1], weights[:, 0], self.nodes[index])
 
 
 def pixel_directions(cameras: Sequence[Camera]) -> PixelDirections:
     """Nodes for each view's camera; views that share a camera share them."""
-    made: dict[Camera, tuple[int, int, int]] = {}
-    nodes: list[np.ndarray] = []
+    known: dict[Camera, tuple[int, int, int]] = {}
+    grids: list[np.ndarray] = []
+    total = 0
     for camera in cameras:
-        if camera not in made:
-            grid = _nodes(camera)  # (rows, columns, 2)
-            made[camera] = (sum(len(n) for n in nodes), grid.shape[1], grid.shape[0])
-            nodes.append(grid.reshape(-1, 2).astype(np.float32))
-    first, columns, rows = torch.tensor([made[c] for c in cameras]).T
+        if camera not in known:
+            grid = _fit(camera)  # (rows, columns, 2)
+            known[camera] = (total, grid.shape[1], grid.shape[0])
+            grids.append(grid)
+            total += grid.shape[0] * grid.shape[1]
+    return _directions(cameras, grids, [known[camera] for camera in cameras])
+
+
+def _directions(cameras: Sequence[Camera], grids: Sequence[np.ndarray], places: Sequence[tuple[int, int, int]]) -> PixelDirections:
+    nodes = torch.from_numpy(np.concatenate([grid.reshape(-1, 2) for grid in grids]).astype(np.float32))
+    place = torch.tensor(places)
     last = torch.tensor([[max(c.width - 1, 1), max(c.height - 1, 1)] for c in cameras], dtype=torch.float64)
-    per_pixel = ((torch.stack([columns, rows], -1) - 1) / last).float()
-    return PixelDirections(torch.from_numpy(np.concatenate(nodes)), first, columns, rows, per_pixel)
+    return PixelDirections(nodes, place[:, 0], place[:, 1:], ((place[:, 1:] - 1) / last).float())
 
 
-def _nodes(camera: Camera) -> np.ndarray:
-    """The coarsest grid of nodes (rows, columns, 2) that is right within TOLERANCE between them."""
-    last = np.array([max(camera.width - 1, 1), max(camera.height - 1, 1)])
-    for spacing in (max(last), 64, 16, 8, 4, 2, 1):
-        count = -(-last // spacing) + 1
-        u, v = (np.linspace(0, end, n) for end, n in zip(last, count, strict=True))
-        grid = _look(camera, u, v)
-        if spacing == 1:
-            break
-        rows, columns = (np.unique(np.linspace(0, n - 2, 24).astype(int)) for n in (count[1], count[0]))
-        middle = _look(camera, (u[columns] + u[columns + 1]) / 2, (v[rows] + v[rows + 1]) / 2)
-        blend = (grid[:-1, :-1] + grid[:-1, 1:] + grid[1:, :-1] + grid[1:, 1:])[np.ix_(rows, columns)] / 4
-        if np.all(np.linalg.norm(blend - middle, axis=-1) * max(camera.focal) < TOLERANCE):  # False for NaN
+def _fit(camera: Camera) -> np.ndarray:
+    """The coarsest grid of nodes (rows, columns, 2) that is right within TOLERANCE at pixels between them."""
+    size = np.array([camera.width, camera.height])
+    trial = np.random.default_rng(0).integers(0, size, (500, 2))
+    truth = unproject(camera, trial + 0.5)
+    pixels = torch.from_numpy(trial)
+    for spacing in SPACINGS:
+        columns, rows = np.maximum(-(-(size - 1) // spacing) + 1, 4)
+        u, v = np.linspace(0, size[0] - 1, columns), np.linspace(0, size[1] - 1, rows)
+        grid = unproject(camera, np.stack(np.meshgrid(u, v), -1).reshape(-1, 2) + 0.5).reshape(rows, columns, 2)
+        blend = _directions([camera], [grid], [(0, columns, rows)])(torch.zeros(500, dtype=torch.int64), *pixels.T)
+        if np.all(np.abs(blend.numpy() - truth) * camera.focal < TOLERANCE):  # False for NaN
             break
     return grid
-
-
-def _look(camera: Camera, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Image-plane coordinates (len(v), len(u), 2), NaN where the lens model has none."""
-    xy = np.stack(np.meshgrid(u + 0.5, v + 0.5), -1).reshape(-1, 2)
-    return unproject(camera, xy).reshape(len(v), len(u), 2)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Scene:
         images: straight colours of each view, (h, w, 3) uint8.
         masks: (h, w) uint8 of each view, 255 is object; None without masks.
         train, test: indices of the views to learn from, and of those held out.
+        blind: those of the training views that don't see the scene box.
         notes: one-line remarks for the user.
     """
 
@@ -50,6 +51,7 @@ class Scene:
         poses = np.stack([view.c2w for view in capture.views])
         self._rotations = torch.from_numpy(poses[:, :, :3]).float()  # (n_views, 3, 3)
         self._origins = torch.from_numpy(self.to_scene(poses[:, :, 3])).float()  # (n_views, 3)
+        self.blind: list[int] = []
         self._object, self._rest = self._pools()
 
     def to_world(self, points: np.ndarray) -> np.ndarray:
@@ -115,20 +117,18 @@ class Scene:
 
     def _pools(self) -> tuple[Pool, Pool]:
         """Pixels of the training views whose ray meets the box: those inside masks, and the rest."""
-        inside, rest, blind = [], [], []
+        inside, rest = [], []
         for view in self.train:
             offset = int(self._store.offsets[view])
             meets = self._meets_box(view)
             if not meets.any():
-                blind.append(self.capture.views[view].name)
+                self.blind.append(view)
             is_object = np.zeros_like(meets) if self.masks is None else self.masks[view].numpy().reshape(-1) > 127
             inside.append((offset, meets & is_object))
             rest.append((offset, meets & ~is_object))
         box = f"scene box (centre {np.array2string(self.center, precision=4)}, radius {self.radius:.4g}, from {self.box_source})"
-        if len(blind) == len(self.train):
+        if len(self.blind) == len(self.train):
             raise SceneError(f"no camera looks at the {box}: check the poses' convention, or set scene.center and scene.radius")
-        if blind:
-            self.notes.append(f"{len(blind)} of {len(self.train)} training views don't see the scene box, the first is {blind[0]}")
         pools = pool_of(inside), pool_of(rest)
         if self.masks is not None and not len(pools[0]):
             raise SceneError(f"no mask shows anything inside the {box}: set scene.center and scene.radius, or use --masks ignore")
