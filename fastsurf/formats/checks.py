@@ -1,0 +1,291 @@
+"""What every loader asks of photographs, cameras and masks before a Capture leaves it.
+
+A loader states views as its files do (sizes, poses, masks where the format names them); `finish` then makes sure that the photographs
+exist, fits intrinsics to their real size, validates poses and finds the masks.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..cameras import Camera, Capture, View, rescale
+from ..errors import SceneError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".ppm")
+ROTATION_NOISE = 1e-3  # largest entry of |R R^T - I| that counts as rounding
+SIZE_NOISE = 2.0  # pixels that a resized photograph's aspect may be off by
+OPAQUE_SAMPLE = 8  # photographs whose alpha channel is decoded to see whether it is more than opaque
+
+
+def finish(path: Path, format: str, views: Sequence[View], masks: str, *, points: np.ndarray | None = None,
+           box: tuple[np.ndarray, float] | None = None, masks_in_order: bool = False, notes: Iterable[str] = ()) -> Capture:  # fmt: skip
+    """Check what a loader found and complete it.
+
+    Args:
+        path: the folder that the user named.
+        views: with the cameras and image sizes that the files state.
+        masks: auto, ignore or a folder.
+        masks_in_order: masks with other names than the photographs belong to them in sorted order.
+
+    Raises:
+        SceneError: photographs that are missing or of another shape than the cameras, poses that are no rigid motions, ...
+    """
+    if len(views) < 2:
+        raise SceneError(f"{path}: want photographs from several sides, found {len(views)}; a surface needs at least two")
+    views = [replace(view, c2w=_rigid(view)) for view in views]
+    if np.ptp([view.center for view in views], axis=0).max() == 0:
+        raise SceneError(f"{path}: all {len(views)} cameras stand on one point, which shows no depth; want different viewpoints")
+    views, size_notes = _fit_sizes(path, views)
+    views, alpha, mask_notes = _find_masks(path, views, masks, masks_in_order)
+    return Capture(path, format, tuple(views), points, box, alpha, (*notes, *size_notes, *mask_notes))
+
+
+def note_missing(images: Sequence[Path], path: Path) -> list[str]:
+    """What to say about photographs that the cameras name and that are not there; the loader leaves them out.
+
+    Camera files often still name a few photographs that were sorted out (instant-ngp's own example does).
+
+    Raises:
+        SceneError: most are missing, so this is the wrong folder.
+    """
+    missing = [image for image in images if not image.is_file()]
+    if not missing:
+        return []
+    if len(missing) > len(images) / 2:
+        raise SceneError(f"{path}: cameras name {len(images)} photographs, {len(missing)} are missing, such as {missing[0]}; want them all")
+    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    return [f"left out {len(missing)} of {len(images)} photographs whose files are missing: {missing[0].name}{more}"]
+
+
+def require(files: Sequence[Path], what: str, path: Path) -> None:
+    """SceneError naming the first of `files` that does not exist, and how many."""
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more of {len(files)}" if len(missing) > 1 else f" (1 of {len(files)})"
+        raise SceneError(f"{path}: missing {what} {missing[0]}{more}")
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The photographs in a folder, sorted by name."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def find_image(stem: Path) -> Path:
+    """The file itself, or the photograph that this path names without its extension; the path as it is when there is neither."""
+    if stem.is_file():
+        return stem
+    for suffix in SUFFIXES:
+        for candidate in (stem.with_name(stem.name + suffix), stem.with_name(stem.name + suffix.upper())):
+            if candidate.is_file():
+                return candidate
+    return stem
+
+
+def image_folder(path: Path, count: int) -> tuple[Path, list[Path]]:
+    """The folder under `path` that holds photographs for cameras in sorted order: the one with `count` of them, else the first with any.
+
+    Raises:
+        SceneError: no photographs at all.
+    """
+    found = [(folder, images_in(folder)) for folder in (path / "image", path / "images", path / "rgb", path)]
+    found = [(folder, images) for folder, images in found if images]
+    if not found:
+        raise SceneError(f"{path}: found cameras but no photographs; looked in image, images, rgb and the folder itself")
+    return next(((folder, images) for folder, images in found if len(images) == count), found[0])
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """Width and height in pixels, from the header alone and without EXIF rotation, as COLMAP and Pillow see it."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(file) as image:
+            return image.size
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e:
+        raise SceneError(f"{file}: can't be read as an image ({e})") from None
+
+
+def numbers(text: str, file: Path) -> list[float]:
+    """All numbers of a text, separated by blanks.
+
+    Raises:
+        SceneError: a word that is no number.
+    """
+    try:
+        return [float(word) for word in text.split()]
+    except ValueError as e:
+        raise SceneError(f"{file}: want numbers, {e}") from None
+
+
+def read_text(file: Path) -> str:
+    """The text of a camera file.
+
+    Raises:
+        SceneError: unreadable or not text.
+    """
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise SceneError(f"{file}: can't be read as text ({e})") from None
+
+
+def from_world_to_camera(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+    """c2w (3, 4) of x_cam = R x + t."""
+    return np.concatenate([rotation.T, -(rotation.T @ translation).reshape(3, 1)], axis=1)
+
+
+def pinhole(K: np.ndarray, width: int, height: int, name: str) -> Camera:
+    """PINHOLE camera of a calibration matrix (3, 3) with K[2, 2] = 1.
+
+    Raises:
+        SceneError: skew that moves pixels by more than half, which no camera model here has.
+    """
+    if abs(K[0, 1]) * height / (2 * K[1, 1]) > 0.5:
+        raise SceneError(f"camera of {name}: skew of {K[0, 1]:.4g} can't be represented; want rectangular pixels")
+    return Camera("PINHOLE", width, height, (float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])))
+
+
+def guess_stated_size(principal: tuple[float, float], width: int, height: int, name: str) -> tuple[int, int]:
+    """The image size that intrinsics are for, where the file doesn't state it: that of the photograph, unless the principal point shows
+    that the photograph was reduced by a whole factor.
+
+    Raises:
+        SceneError: intrinsics are for another size that can't be guessed.
+    """
+    ratios = np.array([2 * principal[0] / width, 2 * principal[1] / height])
+    factor = int(np.rint(ratios.mean()))
+    same = ratios.min() > 0 and ratios.max() / ratios.min() < 1.15
+    if not same or 2 / 3 < ratios.mean() < 1.5:
+        return width, height
+    if factor >= 2 and np.abs(ratios / factor - 1).max() < 0.15:
+        return width * factor, height * factor
+    raise SceneError(
+        f"camera of {name}: principal point ({principal[0]:.0f}, {principal[1]:.0f}) is far off the middle of {width}x{height}; "
+        "want photographs of the size that the cameras were made for"
+    )
+
+
+def _rigid(view: View) -> np.ndarray:
+    """The view's pose with its rotation made exactly orthonormal, (3, 4) float64."""
+    c2w = np.asarray(view.c2w, dtype=np.float64)
+    if c2w.shape not in ((3, 4), (4, 4)):
+        raise SceneError(f"pose of {view.name}: want 3x4 or 4x4 numbers, found {'x'.join(map(str, c2w.shape))}")
+    if not np.isfinite(c2w).all():
+        raise SceneError(f"pose of {view.name} is not finite; want real numbers")
+    R = c2w[:3, :3]
+    error = np.abs(R @ R.T - np.eye(3)).max()
+    if error > ROTATION_NOISE:
+        scale = abs(np.linalg.det(R)) ** (1 / 3)
+        scaled = scale > 0 and np.abs(R @ R.T / scale**2 - np.eye(3)).max() < ROTATION_NOISE
+        kind = f"scaled by {scale:.4g}" if scaled else "not orthonormal"
+        raise SceneError(f"pose of {view.name}: rotation is {kind} (|R R^T - I| = {error:.3g}); want rigid poses")
+    if np.linalg.det(R) < 0:
+        raise SceneError(f"pose of {view.name} is left-handed (mirrored: det R = -1); want right-handed axes")
+    U, _, Vt = np.linalg.svd(R)
+    return np.concatenate([U @ Vt, c2w[:3, 3:]], axis=1)
+
+
+def _fit_sizes(path: Path, views: Sequence[View]) -> tuple[list[View], list[str]]:
+    fitted: list[View] = []
+    changes: Counter[tuple[tuple[int, int], tuple[int, int]]] = Counter()
+    for view in views:
+        stated, real = (view.camera.width, view.camera.height), image_size(view.image)
+        if stated != real:
+            off = abs(real[1] - stated[1] * real[0] / stated[0])
+            if off > SIZE_NOISE * max(1.0, real[0] / stated[0]):
+                turned = "; is it turned by 90 degrees?" if stated == real[::-1] else ""
+                raise SceneError(
+                    f"{view.image} is {real[0]}x{real[1]} but its camera is for {stated[0]}x{stated[1]}, another shape{turned}; "
+                    "want photographs as the cameras were made for, or evenly resized"
+                )
+            changes[stated, real] += 1
+        fitted.append(replace(view, camera=rescale(view.camera, *real)))
+    notes = [f"intrinsics were for {w0}x{h0}, rescaled to {w1}x{h1} ({n} of {len(views)} photographs)"
+             for ((w0, h0), (w1, h1)), n in changes.most_common(3)]  # fmt: skip
+    return fitted, notes
+
+
+def _find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool) -> tuple[list[View], bool, list[str]]:
+    """Views with their masks, whether alpha channels are the masks instead, and notes."""
+    bare = [replace(view, mask=None) for view in views]
+    if masks == "ignore":
+        return bare, False, []
+    if masks != "auto":
+        folder = next((f for f in (Path(masks), path / masks) if f.is_dir()), None)
+        if folder is None:
+            raise SceneError(f"masks: want auto, ignore or a folder, found {masks!r}, which is no folder")
+        return _masks_from(folder, bare, in_order, explicit=True), False, []
+    if any(view.mask for view in views):
+        files = [view.mask or Path(f"{view.name} (no mask named)") for view in views]
+        require(files, "mask", path)
+        return _same_shape(views), False, []
+    for folder in (path / "mask", path / "masks"):
+        if folder.is_dir() and (masked := _masks_from(folder, bare, in_order, explicit=False)):
+            return masked, False, []
+    if not all(_has_alpha(view.image) for view in views):
+        return bare, False, []
+    sample = views[:: max(1, len(views) // OPAQUE_SAMPLE)]
+    if any(_is_transparent(view.image) for view in sample):
+        return bare, True, []
+    return bare, False, ["the photographs' alpha channel is opaque everywhere and no mask"]
+
+
+def _masks_from(folder: Path, views: Sequence[View], in_order: bool, explicit: bool) -> list[View]:
+    """Masks of a folder by stem, by whole name with another extension behind, or in order; empty when none belongs to these views."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    by_name = {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
+    found = [_mask_of(view, by_name) for view in views]
+    if in_order and None in found and len(files) == len(views):
+        found = list(files)
+    if not any(found) and not explicit:
+        return []
+    missing = [view.name for view, mask in zip(views, found, strict=True) if mask is None]
+    if missing:
+        raise SceneError(f"{folder}: no mask for {missing[0]} ({len(missing)} of {len(views)} missing); "
+                         "want one with its stem for every photograph, or --masks ignore")  # fmt: skip
+    mask, uses = Counter(found).most_common(1)[0]
+    if uses > 1:
+        raise SceneError(f"{mask} would be the mask of {uses} photographs with the same stem; want masks in sub-folders as the photographs")
+    return _same_shape([replace(view, mask=mask) for view, mask in zip(views, found, strict=True)])
+
+
+def _mask_of(view: View, by_name: dict[str, Path]) -> Path | None:
+    parts = Path(view.name).parts
+    for first in range(len(parts)):
+        tail = Path(*parts[first:])
+        for name in (tail.with_suffix("").as_posix(), tail.as_posix()):
+            if name in by_name:
+                return by_name[name]
+    return None
+
+
+def _same_shape(views: Sequence[View]) -> list[View]:
+    for view in views:
+        assert view.mask is not None
+        width, height = image_size(view.mask)
+        camera = view.camera
+        if abs(height - camera.height * width / camera.width) > SIZE_NOISE * max(1.0, width / camera.width):
+            raise SceneError(f"mask {view.mask} is {width}x{height}, its photograph {camera.width}x{camera.height}; want the same shape")
+    return list(views)
+
+
+def _has_alpha(file: Path) -> bool:
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def _is_transparent(file: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
+    except OSError as e:
+        raise SceneError(f"{file}: can't be read as an image ({e})") from None
