@@ -1,0 +1,293 @@
+"""From an occupancy field to a mesh: marching cubes over occupied cells only, welded exactly, and cleaned.
+
+The lattice has `resolution` cells along the scene box [-1, 1]^3, so lattice point i lies at -1 + 2 i / resolution. The field is positive
+inside. Marching cubes (Lorensen and Cline 1987) is asked for its topology alone, on signs: every vertex then sits on a known lattice
+edge, which makes welding exact, and its place on that edge comes from the field's two values.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .errors import BackendError, MeshError
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Faces = npt.NDArray[np.int32]
+
+_BLOCK = 32  # lattice cells along the edge of a block, and along x of a slab
+_BATCH = 1 << 18  # points of the field at once
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """A triangle mesh in the world's frame and units; faces run counter-clockwise seen from outside."""
+
+    vertices: Floats  # (v, 3)
+    faces: Faces  # (f, 3)
+    normals: npt.NDArray[np.float32]  # (v, 3) unit, outwards
+    colors: npt.NDArray[np.uint8] | None = None  # (v, 3) sRGB
+
+
+def extract(
+    level_fn: Callable[[Tensor], Tensor],
+    occupied: Tensor,
+    resolution: int,
+    closed: bool,
+    on_progress: Callable[[float], None] | None = None,
+) -> tuple[Floats, Faces]:
+    """The surface level_fn = 0 as vertices (v, 3) in scene coordinates and faces (f, 3), oriented outwards.
+
+    Watertight where the field is: no cracks between blocks. Memory beyond the mesh is one slab of the lattice.
+
+    Args:
+        level_fn: points (n, 3) float32 -> (n,) float, positive inside. Called with up to 2^18 points.
+        occupied: (g, g, g) bool over the scene box, indexed [x, y, z]: cells that may hold surface or solid. The field is evaluated
+            there and one cell further; everything else counts as outside.
+        resolution: cells along the scene box.
+        closed: the solid ends at the box, with faces on it; otherwise the surface is left open there.
+        on_progress: called with the share done, in [0, 1].
+
+    Raises:
+        MeshError: there is no surface, and why.
+        BackendError: the field is not finite.
+    """
+    lattice = _Lattice(level_fn, occupied, resolution, on_progress)
+    stride = resolution + 1
+    keys, places, corners = [], [], []  # of vertices: lattice edge (v,), position (v, 3); of faces: vertices (f, 3)
+    found = 0
+    for first, values in lattice.slabs():
+        inside = values > 0
+        if closed:
+            _clear_border(inside, first, resolution)
+        for block in _crossed_blocks(inside):
+            ends, axes, faces = _march(inside[block])
+            ends += np.array([0, block[1].start, block[2].start])  # lattice point before the vertex, in the slab
+            t = _crossing(values, inside, ends, axes)
+            ends[:, 0] += first
+            keys.append(((ends[:, 0] * stride + ends[:, 1]) * stride + ends[:, 2]) * 3 + axes)
+            places.append(ends + t[:, None] * np.eye(3)[axes])
+            corners.append(faces + found)
+            found += len(axes)
+    lattice.check_sides()
+    if not found:
+        raise MeshError(f"no surface: the field crosses 0 nowhere on {resolution} cells; a higher resolution may find it")
+    _, at, index = np.unique(np.concatenate(keys), return_index=True, return_inverse=True)
+    vertices = -1 + 2 / resolution * np.concatenate(places)[at]
+    return vertices, index.ravel()[np.concatenate(corners)].astype(np.int32)
+
+
+class _Lattice:
+    """Field values on the lattice, each point evaluated once."""
+
+    def __init__(
+        self, level_fn: Callable[[Tensor], Tensor], occupied: Tensor, resolution: int, on_progress: Callable[[float], None] | None
+    ) -> None:
+        cells = occupied.cpu().numpy().astype(bool)
+        assert cells.ndim == 3 and len(set(cells.shape)) == 1, cells.shape
+        if not cells.any():
+            raise MeshError("no surface: nothing is occupied; look at the masks and the scene box with `fastsurf info`")
+        self.level_fn, self.resolution, self.on_progress = level_fn, resolution, on_progress
+        self.cells = _dilate(cells)
+        g = len(cells)
+        self.cell_of = np.minimum(np.arange(resolution + 1) * g // resolution, g - 1)  # (resolution + 1,)
+        per_cell = np.bincount(self.cell_of, minlength=g).astype(np.float64)
+        self.total = int(np.einsum("xyz,x,y,z->", self.cells, per_cell, per_cell, per_cell))
+        self.evaluated, self.low, self.high = 0, np.inf, -np.inf
+
+    def slabs(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """(first, values (n + 1, r + 1, r + 1)) for lattice planes first .. first + n along x; -1 where nothing was evaluated."""
+        first, last = 0, None
+        while first < self.resolution:
+            end = min(first + _BLOCK, self.resolution)
+            fresh = np.arange(first if last is None else first + 1, end + 1)
+            values = self._evaluate(fresh)
+            if last is not None:
+                values = np.concatenate([last[None], values])
+            yield first, values
+            first, last = end, values[-1]
+
+    def _evaluate(self, planes: Ints) -> npt.NDArray[np.float32]:
+        r = self.resolution
+        use = self.cells[np.ix_(self.cell_of[planes], self.cell_of, self.cell_of)]
+        values = np.full(use.size, -1, np.float32)
+        points = np.flatnonzero(use)
+        for k in range(0, len(points), _BATCH):
+            part = points[k : k + _BATCH]
+            x, yz = np.divmod(part, (r + 1) ** 2)
+            y, z = np.divmod(yz, r + 1)
+            places = (np.stack([planes[x], y, z], 1) * (2 / r) - 1).astype(np.float32)
+            level = self.level_fn(torch.from_numpy(places)).detach().cpu().numpy().reshape(-1)
+            if not np.isfinite(level).all():
+                raise BackendError(f"the field is not finite at {np.sum(~np.isfinite(level))} of {len(level)} points: training went wrong")
+            values[part] = level
+            self.low, self.high = min(self.low, float(level.min())), max(self.high, float(level.max()))
+            self.evaluated += len(part)
+            if self.on_progress:
+                self.on_progress(self.evaluated / self.total)
+        return values.reshape(use.shape)
+
+    def check_sides(self) -> None:
+        """Raise if the field has one sign alone: what surface there is would be that of the grid or the box."""
+        if self.high <= 0:
+            raise MeshError(f"no surface: the field is negative (empty) in all {self.cells.mean():.1%} of the scene box that is occupied")
+        if self.low > 0:
+            raise MeshError(
+                f"no surface: the field is positive (solid) in all {self.cells.mean():.1%} of the scene box that is occupied;"
+                " the box may lie inside the object"
+            )
+
+
+def _dilate(cells: Bools) -> Bools:
+    """With all 26 neighbours."""
+    for axis in range(3):
+        grown = np.swapaxes(cells, 0, axis).copy()
+        grown[1:] |= np.swapaxes(cells, 0, axis)[:-1]
+        grown[:-1] |= np.swapaxes(cells, 0, axis)[1:]
+        cells = np.swapaxes(grown, 0, axis)
+    return cells
+
+
+def _clear_border(inside: Bools, first: int, resolution: int) -> None:
+    """Nothing on the surface of the scene box is inside, in place; `inside` is a slab from lattice plane `first`."""
+    inside[:, [0, -1]] = False
+    inside[:, :, [0, -1]] = False
+    if first == 0:
+        inside[0] = False
+    if first + len(inside) - 1 == resolution:
+        inside[-1] = False
+
+
+def _crossed_blocks(inside: Bools) -> Iterator[tuple[slice, slice, slice]]:
+    """Blocks of a slab that hold both signs; neighbours share their border."""
+    for y in range(0, inside.shape[1] - 1, _BLOCK):
+        for z in range(0, inside.shape[2] - 1, _BLOCK):
+            block = slice(None), slice(y, y + _BLOCK + 1), slice(z, z + _BLOCK + 1)
+            if inside[block].any() and not inside[block].all():
+                yield block
+
+
+def _march(inside: Bools) -> tuple[Ints, Ints, Ints]:
+    """Marching cubes on signs: for each vertex the lattice point (v, 3) before it and the axis (v,) of its edge; faces (f, 3)."""
+    import mcubes
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyMCubes 0.1.6 sets array shapes in place
+        vertices, faces = mcubes.marching_cubes(np.where(inside, 1.0, -1.0), 0.0)
+    halves = np.rint(2 * vertices).astype(np.int64)  # two coordinates are whole, the third lies half-way
+    assert ((halves % 2).sum(1) == 1).all()
+    return halves // 2, (halves % 2).argmax(1), faces.astype(np.int64)
+
+
+def _crossing(values: npt.NDArray[np.float32], inside: Bools, ends: Ints, axes: Ints) -> Floats:
+    """Where along its lattice edge each vertex lies, (v,) in [0, 1]: where the field, taken linear, is 0.
+
+    Kept off the ends by a thousandth, for faces of some area. Where a point of the box's border was declared outside, the vertex is
+    that point.
+    """
+    nexts = ends + np.eye(3, dtype=np.int64)[axes]
+    a, b = (values[tuple(p.T)].astype(np.float64) for p in (ends, nexts))
+    t = np.clip(a / np.where(a == b, 1, a - b), 1e-3, 1 - 1e-3)
+    cut = (a > 0) & (b > 0)
+    crossing: Floats = np.where(cut, inside[tuple(ends.T)], t)
+    return crossing
+
+
+def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: bool) -> tuple[Floats, Faces]:
+    """Without small components and inner cavities; vertices keep their order.
+
+    Args:
+        vertices, faces: (v, 3) and (f, 3), oriented outwards; components share no vertices.
+        min_component: components with less than this share of the largest one's area are dropped.
+        fill_cavities: closed components that face inwards (their signed volume is negative) are dropped, with what floats in them.
+    """
+    label = components(vertices, faces)  # (f,)
+    n = int(label.max()) + 1
+    area = np.bincount(label, face_areas(vertices, faces), n)
+    keep = np.ones(n, bool)
+    if fill_cavities:
+        volume = np.bincount(label, signed_volumes(vertices, faces), n)
+        for cavity in np.flatnonzero(closed_components(faces, label, n) & (volume < 0)):
+            keep[cavity] = False
+            shell = vertices[faces[label == cavity]]
+            low, high = shell.min((0, 1)), shell.max((0, 1))
+            for other in np.flatnonzero(keep):
+                corner = vertices[faces[np.argmax(label == other), 0]]
+                if (low < corner).all() and (corner < high).all() and abs(winding(corner, shell)) > 0.5 and area[other] < area[cavity]:
+                    keep[other] = False
+    keep &= area >= min_component * area[keep].max(initial=0)
+    return compact(vertices, faces[keep[label]])
+
+
+def compact(vertices: Floats, faces: Faces) -> tuple[Floats, Faces]:
+    """Without vertices that no face uses."""
+    used = np.zeros(len(vertices), bool)
+    used[faces] = True
+    return vertices[used], (np.cumsum(used) - 1)[faces].astype(np.int32)
+
+
+def components(vertices: Floats, faces: Faces) -> Ints:
+    """The component of each face, (f,) from 0: faces that share a vertex belong together."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    rows, columns = faces[:, [0, 1]].ravel(), faces[:, [1, 2]].ravel()
+    graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), (len(vertices),) * 2)
+    _, label = connected_components(graph, directed=False)
+    of_face: Ints = np.unique(label[faces[:, 0]], return_inverse=True)[1].ravel()
+    return of_face
+
+
+def face_areas(vertices: Floats, faces: Faces) -> Floats:
+    """(f,)."""
+    a, b, c = np.moveaxis(vertices[faces], 1, 0)
+    areas: Floats = 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    return areas
+
+
+def signed_volumes(vertices: Floats, faces: Faces) -> Floats:
+    """Volume (f,) of the tetrahedra between faces and the vertices' middle; over a closed mesh they add up to its volume."""
+    a, b, c = np.moveaxis(vertices[faces] - vertices.mean(0), 1, 0)
+    volumes: Floats = (a * np.cross(b, c)).sum(1) / 6
+    return volumes
+
+
+def closed_components(faces: Faces, label: Ints, n: int) -> Bools:
+    """Which components (n,) are watertight: every directed edge has its opposite, once."""
+    whole: Bools = np.bincount(label, _open_edges(faces), n) == 0
+    return whole
+
+
+def is_watertight(faces: Faces) -> bool:
+    """Every directed edge occurs once, and so does its opposite."""
+    return len(faces) > 0 and not _open_edges(faces).any()
+
+
+def _open_edges(faces: Faces) -> Ints:
+    """How many edges of each face (f,) have not exactly one partner that runs the other way."""
+    start, end = faces.astype(np.int64), np.roll(faces, -1, 1).astype(np.int64)
+    n = int(faces.max()) + 1
+    edge, back = (start * n + end).ravel(), (end * n + start).ravel()
+    order = np.sort(edge)
+    once = np.searchsorted(order, edge, "right") - np.searchsorted(order, edge) == 1
+    partner = np.searchsorted(order, back, "right") - np.searchsorted(order, back) == 1
+    lonely: Ints = (~(once & partner)).reshape(-1, 3).sum(1)
+    return lonely
+
+
+def winding(point: Floats, triangles: Floats) -> float:
+    """How often the triangles (f, 3, 3) wind round a point (3,): 1 inside, 0 outside, -1 inside an inverted mesh.
+
+    Sum of signed solid angles (Van Oosterom and Strackee 1983).
+    """
+    a, b, c = np.moveaxis(triangles - point, 1, 0)
+    la, lb, lc = (np.linalg.norm(v, axis=1) for v in (a, b, c))
+    numerator = (a * np.cross(b, c)).sum(1)
+    denominator = la * lb * lc + (a * b).sum(1) * lc + (b * c).sum(1) * la + (c * a).sum(1) * lb
+    return float(np.arctan2(numerator, denominator).sum() / (2 * np.pi))

@@ -1,0 +1,186 @@
+"""Meshes to files and back: PLY (the default), OBJ, GLB and STL. Written whole or not at all.
+
+Coordinates stay the world's own. Where 32 bits are too few for them (geo-referenced scenes: the centre is far from the origin against
+the extent), PLY and OBJ carry 64-bit ones, GLB an offset beside 32-bit ones, and STL, which can do neither, is refused.
+"""
+
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import MeshError, UsageError
+from .mesh import Mesh
+
+Floats = npt.NDArray[np.float64]
+
+
+def write_mesh(path: Path, mesh: Mesh, comments: Sequence[str] = ()) -> None:
+    """Write by suffix: .ply .obj .glb .stl. `comments` go into the headers of PLY and OBJ.
+
+    Raises:
+        UsageError: another suffix.
+        MeshError: the mesh is empty or not finite, the format can't hold its coordinates, or the disk didn't take it.
+    """
+    write = writer(path)
+    if not len(mesh.faces):
+        raise MeshError(f"{path} not written: the mesh is empty")
+    if not np.isfinite(mesh.vertices).all():
+        raise MeshError(f"{path} not written: {np.sum(~np.isfinite(mesh.vertices).all(1))} vertices are not finite")
+    lines = [line.encode("ascii", "replace").decode() for comment in comments for line in comment.splitlines()]
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as e:
+        raise MeshError(f"{path} not written: {e.strerror}") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file, mesh, lines)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as e:
+        raise MeshError(f"{path} not written: {e.strerror}") from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def writer(path: Path) -> Callable[[IO[bytes], Mesh, Sequence[str]], None]:
+    """The function that writes files named like `path`; UsageError if there is none. Worth a call before an hour of work."""
+    writers = {".ply": _write_ply, ".obj": _write_obj, ".glb": _write_glb, ".stl": _write_stl}
+    if path.suffix.lower() not in writers:
+        raise UsageError(f"{path}: meshes are written as {', '.join(writers)}, not as {path.suffix or 'a name without suffix'}")
+    return writers[path.suffix.lower()]
+
+
+def read_mesh(path: Path) -> Mesh:
+    """Any triangle mesh that trimesh reads, with its normals and colours where it has them.
+
+    Raises:
+        MeshError: no such file, not a mesh, or no faces.
+    """
+    import trimesh
+
+    if not path.is_file():
+        raise MeshError(f"{path}: no such file")
+    try:
+        loaded = trimesh.load_scene(path, process=False).to_mesh()
+    except Exception as e:
+        raise MeshError(f"{path}: not a mesh that can be read ({type(e).__name__}: {e})") from None
+    if not len(loaded.faces):
+        raise MeshError(f"{path}: holds no faces")
+    colors = np.asarray(loaded.visual.vertex_colors)[:, :3].astype(np.uint8) if loaded.visual.kind == "vertex" else None
+    return Mesh(
+        np.array(loaded.vertices, np.float64), np.array(loaded.faces, np.int32), np.array(loaded.vertex_normals, np.float32), colors
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _needs_double(vertices: Floats) -> bool:
+    """Whether 32-bit coordinates would lose more than a millionth of the extent."""
+    extent = float(np.ptp(vertices, axis=0).max())
+    return float(np.spacing(np.abs(vertices).max().astype(np.float32))) > 1e-6 * extent
+
+
+def _write_ply(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
+    kind, code = ("double", "<f8") if _needs_double(mesh.vertices) else ("float", "<f4")
+    fields: list[tuple[str, str]] = [(axis, code) for axis in "xyz"] + [(f"n{axis}", "<f4") for axis in "xyz"]
+    if mesh.colors is not None:
+        fields += [(name, "u1") for name in ("red", "green", "blue")]
+    names = {code: kind, "<f4": "float", "u1": "uchar"}
+    header = [
+        "ply", "format binary_little_endian 1.0", *(f"comment {line}" for line in comments),
+        f"element vertex {len(mesh.vertices)}", *(f"property {names[c]} {name}" for name, c in fields),
+        f"element face {len(mesh.faces)}", "property list uchar int vertex_indices", "end_header",
+    ]  # fmt: skip
+    rows = np.empty(len(mesh.vertices), np.dtype(fields))
+    for k, axis in enumerate("xyz"):
+        rows[axis], rows[f"n{axis}"] = mesh.vertices[:, k], mesh.normals[:, k]
+    if mesh.colors is not None:
+        rows["red"], rows["green"], rows["blue"] = mesh.colors.T
+    faces = np.empty(len(mesh.faces), np.dtype([("n", "u1"), ("v", "<i4", 3)]))
+    faces["n"], faces["v"] = 3, mesh.faces
+    file.write(("\n".join(header) + "\n").encode())
+    file.write(rows.tobytes())
+    file.write(faces.tobytes())
+
+
+def _write_obj(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
+    def put(line: str, rows: npt.NDArray[Any]) -> None:
+        for k in range(0, len(rows), 1 << 14):
+            part = rows[k : k + (1 << 14)]
+            file.write((line * len(part) % tuple(part.ravel().tolist())).encode())
+
+    number = "%.17g" if _needs_double(mesh.vertices) else "%.9g"
+    file.write("".join(f"# {line}\n" for line in comments).encode())
+    if mesh.colors is None:
+        put(f"v {number} {number} {number}\n", mesh.vertices)
+    else:
+        put(f"v {number} {number} {number} %.4g %.4g %.4g\n", np.concatenate([mesh.vertices, mesh.colors / 255], 1))
+    put("vn %.6g %.6g %.6g\n", mesh.normals)
+    put("f %d//%d %d//%d %d//%d\n", np.repeat(mesh.faces + 1, 2, axis=1))
+
+
+def _write_glb(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
+    """glTF 2.0, whose y axis points up: the world's z. The middle of the mesh goes into the node, in full precision."""
+    turn = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+    middle = 0.5 * (mesh.vertices.min(0) + mesh.vertices.max(0))
+    positions = ((mesh.vertices - middle) @ turn.T).astype("<f4")
+    arrays: list[tuple[str, npt.NDArray[Any]]] = [("POSITION", positions), ("NORMAL", (mesh.normals @ turn.T).astype("<f4"))]
+    if mesh.colors is not None:
+        linear = np.power((mesh.colors / 255 + 0.055) / 1.055, 2.4)
+        linear = np.where(mesh.colors <= 10, mesh.colors / 255 / 12.92, linear)  # glTF's vertex colours are linear
+        opaque = np.concatenate([linear, np.ones((len(linear), 1))], 1)
+        arrays.append(("COLOR_0", (opaque * 65535 + 0.5).astype("<u2")))
+    arrays.append(("indices", mesh.faces.astype("<u4").reshape(-1)))
+    component = {"<f4": 5126, "<u2": 5123, "<u4": 5125}
+    shape = {(): "SCALAR", (3,): "VEC3", (4,): "VEC4"}
+    accessors: list[dict[str, Any]] = []
+    views, blob = [], b""
+    for name, array in arrays:
+        views.append({"buffer": 0, "byteOffset": len(blob), "byteLength": array.nbytes, "target": 34963 if name == "indices" else 34962})
+        accessors.append({
+            "bufferView": len(views) - 1, "componentType": component[array.dtype.str], "count": len(array), "type": shape[array.shape[1:]],
+        })  # fmt: skip
+        if array.dtype.str == "<u2":
+            accessors[-1]["normalized"] = True
+        blob += array.tobytes()
+    accessors[0] |= {"min": positions.min(0).tolist(), "max": positions.max(0).tolist()}
+    attributes = {name: k for k, (name, _) in enumerate(arrays[:-1])}
+    primitive = {"attributes": attributes, "indices": len(arrays) - 1, "material": 0}
+    tree = {
+        "asset": {"version": "2.0", "generator": "fastsurf", "extras": {"comments": list(comments)}},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0, "translation": (turn @ middle).tolist()}],
+        "meshes": [{"primitives": [primitive]}],
+        "materials": [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.9}}],
+        "buffers": [{"byteLength": len(blob)}],
+        "bufferViews": views,
+        "accessors": accessors,
+    }
+    text = json.dumps(tree, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    file.write(struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(blob)))
+    file.write(struct.pack("<I4s", len(text), b"JSON") + text)
+    file.write(struct.pack("<I4s", len(blob), b"BIN\0") + blob)
+
+
+def _write_stl(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
+    if _needs_double(mesh.vertices):
+        raise MeshError("STL's 32-bit coordinates can't hold a mesh so far from the origin; write .ply, .obj or .glb")
+    rows = np.zeros(len(mesh.faces), np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("spare", "<u2")]))
+    corners = mesh.vertices[mesh.faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    rows["normal"] = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
+    rows["corners"] = corners
+    file.write(b"fastsurf".ljust(80) + struct.pack("<I", len(rows)) + rows.tobytes())
