@@ -54,6 +54,16 @@ def level_table(levels: int, log2_entries: int, base_resolution: int, per_level_
     return tuple(table)
 
 
+def stable_finest(levels: int, log2_entries: int, base_resolution: int, finest_resolution: int) -> int:
+    """The first resolution from `finest_resolution` upwards whose layout no rounding can change (see `level_table`)."""
+    while True:
+        try:
+            level_table(levels, log2_entries, base_resolution, growth(levels, base_resolution, finest_resolution))
+            return finest_resolution
+        except ValueError:
+            finest_resolution += 1
+
+
 def entries(table: tuple[Level, ...]) -> int:
     """Number of entries of all levels together."""
     return table[-1].offset + table[-1].size

@@ -8,22 +8,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from .backends import choose_backend
+from . import __version__, meshio
+from .backends import Backend, choose_backend
 from .checkpoint import read_header, resume, save_checkpoint, write_whole
 from .config import Config, to_toml
+from .encoding import stable_finest
 from .errors import UsageError
 from .hooks import Event, Hook, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, TrainState
-from .mesh import Mesh, clean, describe, extract
-from .meshio import write_mesh
+from .info import suggested_resolution
+from .mesh import Mesh, clean, extract
 from .model import Model
 from .pictures import preview, preview_png, vertex_colors
 from .scene import Scene, load_scene
 from .train import Training, train
+from .ui.jsonlines import JsonLines
 
-CHECKPOINT, CONFIG, PREVIEW, MESH = "checkpoint.safetensors", "config.toml", "preview.png", "mesh.ply"
+CHECKPOINT, CONFIG, LOG, PREVIEW, MESH = "checkpoint.safetensors", "config.toml", "log.jsonl", "preview.png", "mesh.ply"
 
 
 @dataclass(frozen=True)
@@ -63,20 +65,41 @@ def reconstruct(
     Raises:
         SceneError, ConfigError, CheckpointError, MeshError, BackendError: see errors.py; what was saved until then is kept.
     """
-    config = config or Config()
-    run, events, phases = Path(run), announce(hooks), Phases(announce(hooks))
+    config, run = config or Config(), Path(run)
     out = Path(out) if out else run / MESH
     if (run / CHECKPOINT).exists() and not go_on:
         raise UsageError(f"{run} already holds a run: continue it with --resume, or choose another folder with --run")
     if go_on:
         read_header(run / CHECKPOINT)
-    backend = choose_backend(config.backend, config.threads)
+    meshio.writer(out)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    backend = choose_backend(config.backend)
+    log = JsonLines(run / LOG, append=go_on)
+    try:
+        return _reconstruct(scene, config, backend, run, out, go_on, format, announce([log, *hooks]), should_stop)
+    finally:
+        log.close()
 
+
+def _reconstruct(
+    source: Scene | str | Path,
+    config: Config,
+    backend: Backend,
+    run: Path,
+    out: Path,
+    go_on: bool,
+    format: str | None,
+    events: Hook,
+    should_stop: Callable[[], bool],
+) -> Result:
+    phases = Phases(events)
     with phases("read") as phase:
-        if not isinstance(scene, Scene):
-            scene = load_scene(scene, config.scene, format)
+        scene = source if isinstance(source, Scene) else load_scene(source, config.scene, format)
         for note in scene.notes:
             events(Note(note))
+        if backend.name == "reference" and config.backend == "auto":
+            events(Note(backend.detail))
         phase.detail = f"{len(scene.images)} photographs"
     config = fit_to(scene, config)
 
@@ -91,10 +114,10 @@ def reconstruct(
     stopped = training.progress() < 1.0
 
     with phases("mesh") as phase:
-        model.set_progress(max(training.progress(), 1e-6))
+        model.set_progress(training.progress())
         mesh = make_mesh(model, scene.center, scene.radius, config, events)
-        write_mesh(out, mesh, comments=(f"fastsurf scene {scene.capture.path.name}",))
-        phase.detail = describe(mesh)
+        meshio.write_mesh(out, mesh, comments=(f"made by fastsurf {__version__} from {scene.capture.path.name}",))
+        phase.detail = f"{len(mesh.faces):,} faces"
     events(Saved("mesh", out))
     return Result(run, out, mesh, state, phases.seconds, stopped)
 
@@ -139,13 +162,10 @@ def make_mesh(model: Model, center: Sequence[float], radius: float, config: Conf
 
 
 def fit_to(scene: Scene, config: Config) -> Config:
-    """What depends on the scene: cells of the finest level as large as a pixel's footprint."""
-    if config.field.finest_resolution:
-        return config
-    views = [scene.capture.views[i] for i in scene.train]
-    footprints = [np.linalg.norm(scene.to_scene(v.c2w[None, :, 3])) / max(v.camera.focal) for v in views]  # scene units
-    finest = min(max(int(2.0 / np.median(footprints)), 256), 2048)
-    return replace(config, field=replace(config.field, finest_resolution=finest))
+    """What depends on the scene: unless it is configured, cells of the finest level are as large as a pixel on the object."""
+    f = config.field
+    finest = stable_finest(f.levels, f.log2_entries, f.base_resolution, f.finest_resolution or suggested_resolution(scene))
+    return replace(config, field=replace(f, finest_resolution=finest))
 
 
 def background_kind(scene: Scene, config: Config) -> str:

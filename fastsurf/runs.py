@@ -27,7 +27,7 @@ ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizon
 FRAME_MS = 66
 
 
-def open_run(run: str | Path, backend: str = "auto", threads: int = 0) -> tuple[Header, Model]:
+def open_run(run: str | Path, backend: str = "auto") -> tuple[Header, Model]:
     """The model of a run as its last checkpoint left it, and what that says.
 
     Raises:
@@ -35,7 +35,7 @@ def open_run(run: str | Path, backend: str = "auto", threads: int = 0) -> tuple[
     """
     path = Path(run) / CHECKPOINT
     header = read_header(path)
-    model = Model(header.config, choose_backend(backend, threads), header.background)
+    model = Model(header.config, choose_backend(backend), header.background)
     load_model(path, header, model)
     model.set_progress(header.progress)
     return header, model
@@ -59,11 +59,10 @@ def mesh_run(
     resolution: int | None = None,
     closed: bool | None = None,
     backend: str = "auto",
-    threads: int = 0,
     hooks: Sequence[Hook] = (),
 ) -> Mesh:
     """Mesh again, at another resolution or open at the scene box; in the input's own frame."""
-    header, model = open_run(run, backend, threads)
+    header, model = open_run(run, backend)
     mesh = header.config.mesh
     mesh = replace(mesh, resolution=resolution or mesh.resolution, closed=mesh.closed if closed is None else closed)
     events = announce(hooks)
@@ -74,7 +73,7 @@ def mesh_run(
 
 
 def render_run(
-    run: str | Path, views: str, out: str | Path, backend: str = "auto", threads: int = 0, hooks: Sequence[Hook] = ()
+    run: str | Path, views: str, out: str | Path, backend: str = "auto", hooks: Sequence[Hook] = ()
 ) -> list[Path]:
     """Pictures of a run: OUT/NAME.png, OUT/normal/NAME.png, OUT/depth/NAME.npy (float32, along the ray, input units) and .png.
 
@@ -86,7 +85,7 @@ def render_run(
     """
     if views not in ("test", "train", "orbit"):
         raise UsageError(f"--views wants test, train or orbit; found {views!r}")
-    header, model = open_run(run, backend, threads)
+    header, model = open_run(run, backend)
     out, events, written = Path(out), announce(hooks), []
     if views == "orbit":
         cameras = _orbit_rays(header, model)
@@ -124,7 +123,6 @@ def eval_run(
     truth: str | Path | None = None,
     mesh: str | Path | None = None,
     backend: str = "auto",
-    threads: int = 0,
     hooks: Sequence[Hook] = (),
 ) -> dict[str, Any]:
     """Scores of a run.
@@ -137,7 +135,7 @@ def eval_run(
         `psnr`, `ssim` (means over held-out views; None without any), `views` (each by name), and `mesh` with Chamfer distance,
         F-scores and normal error where a truth is given.
     """
-    header, model = open_run(run, backend, threads)
+    header, model = open_run(run, backend)
     scene, events = open_scene(header), announce(hooks)
     views = {}
     behind = 0.0 if header.background == "black" else 1.0
