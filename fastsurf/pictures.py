@@ -16,7 +16,7 @@ from .scene import Scene
 from .train import background_color
 
 RAYS_AT_ONCE = 4096
-PREVIEW_SIDE = 96  # pixels of the longer side
+PREVIEW_SIDE = 64  # pixels of the longer side
 GREY = 0.5
 
 

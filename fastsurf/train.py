@@ -52,19 +52,19 @@ DEFAULT_MINUTES = 3.0
 
 
 def train(run: Training) -> Iterator[TrainState]:
-    """Steps until progress is 1. Time spent by the caller between two steps does not count.
+    """Steps until progress is 1. The clock of `train.minutes` runs on while the caller looks at a state.
 
     Raises:
         BackendError: the loss is not finite.
     """
+    began = time.perf_counter() - run.seconds
     while (progress := run.progress()) < 1.0:
         start = time.perf_counter()
-        state = _step(run, progress)
-        seconds = time.perf_counter() - start
-        run.seconds += seconds
+        losses, mse, hit, samples = _step(run, progress)
+        now = time.perf_counter()
+        run.seconds = now - began
         run.step += 1
         done = run.progress()
-        losses, mse, hit, samples = state
         run.squared_error = _running(run.squared_error, mse, run.step)
         yield TrainState(
             step=run.step,
@@ -77,7 +77,7 @@ def train(run: Training) -> Iterator[TrainState]:
             half_width=run.model.width,
             occupied=run.model.grid.share,
             hit=hit,
-            samples_per_second=samples / seconds,
+            samples_per_second=samples / (now - start),
         )
 
 
