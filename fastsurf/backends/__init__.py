@@ -7,7 +7,6 @@ the reference) and laid out the same on all: `table (n_entries, 2)` as in `encod
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from ..encoding import Level
@@ -18,7 +17,12 @@ class Backend(Protocol):
     """What a machine has to offer. Names follow nerfacc and tiny-cuda-nn where those have one."""
 
     name: str  # native, reference, cuda
-    detail: str  # for people: "AVX2, 2 threads"
+    note: str  # one line for the user, why a faster backend is not in use; mostly empty
+
+    @property
+    def detail(self) -> str:
+        """For people: "AVX2, 2 threads"."""
+        ...
 
     def encode(self, x: Tensor, table: Tensor, levels: Sequence[Level]) -> Tensor:
         """Hash encoding of positions x (n, 3) in [0, 1]: (n, 2 n_levels), level-major. Differentiable twice, in x and table."""
@@ -51,7 +55,7 @@ class Backend(Protocol):
             most: at most this many points of a ray are returned, the first ones.
 
         Returns:
-            t (n_rays, most), padded with t_far, and count (n_rays,) int64.
+            t (n_rays, most), padded with t_far, and count (n_rays,) int64, how many of them are points. Not finite rays have none.
         """
         ...
 
@@ -62,15 +66,28 @@ class Backend(Protocol):
         ...
 
 
-def choose_backend(name: str = "auto") -> Backend:
-    """The backend to use, chosen once and passed down. `auto` takes the fastest that runs here; when that is the reference, its
-    `detail` says why.
+def choose_backend(name: str = "auto", threads: int = 0) -> Backend:
+    """The backend to use, chosen once and passed down.
+
+    Args:
+        name: auto (the fastest that runs here; when that is not native, its `note` says why), native, cuda or reference.
+        threads: of the native backend; 0 follows `torch.get_num_threads()`.
 
     Raises:
-        BackendError: it can't run here; the message says why and what to install.
+        BackendError: it can't run here; the message says why and what to do.
     """
+    from .native import NativeBackend
     from .reference import ReferenceBackend
 
-    if name in ("auto", "reference"):
+    if name == "reference":
         return ReferenceBackend()
+    if name == "native":
+        return NativeBackend(threads)
+    if name == "auto":
+        try:
+            return NativeBackend(threads)
+        except BackendError as e:
+            return ReferenceBackend(note=f"slow PyTorch backend in use: {e}")
+    if name == "cuda":
+        raise BackendError("this version has no cuda backend: use --backend auto")
     raise BackendError(f"no backend {name!r}: want auto, native, cuda or reference")

@@ -15,6 +15,7 @@ from ..encoding import PRIMES, Level
 
 CHUNK = 1 << 16  # positions at a time where no graph is kept: bounds memory, changes no value
 UINT32 = 0xFFFFFFFF
+MOST_STEPS = 1 << 24  # lattice points of a ray: counted exactly in float32
 FARTHEST_CELL = 1e9  # cells are clamped there, so that infinite positions stay integers
 
 
@@ -23,8 +24,10 @@ class ReferenceBackend:
 
     name = "reference"
 
-    def __init__(self, detail: str = "PyTorch") -> None:
-        self.detail = detail
+    detail = "PyTorch"
+
+    def __init__(self, note: str = "") -> None:
+        self.note = note
 
     def encode(self, x: Tensor, table: Tensor, levels: Sequence[Level]) -> Tensor:
         """See `Backend.encode`."""
@@ -69,10 +72,13 @@ class ReferenceBackend:
     ) -> tuple[Tensor, Tensor]:
         """See `Backend.occupied_steps`."""
         cells = occupied.shape[0]
+        assert step > 0 and most >= 0, (step, most)
         t_out = t_far[:, None].repeat(1, most)
         count = torch.zeros(len(t_near), dtype=torch.int64, device=t_near.device)
         span = torch.where(torch.isfinite(t_near) & torch.isfinite(t_far), t_far - t_near, 0)
         steps = 1 + math.ceil(max(0.0, span.max().item() if len(span) else 0.0) / step)
+        if steps > MOST_STEPS:
+            raise ValueError(f"{steps} lattice points on a ray, want at most {MOST_STEPS}: is the step {step} too small?")
         k = torch.arange(steps, device=t_near.device).to(t_near.dtype)
         rays = max(1, 32 * CHUNK // steps)
         for start in range(0, len(t_near), rays):
@@ -104,10 +110,10 @@ def _cell(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     p is made in float64 and rounded once, as a fused multiply-add does: another cell would be another gradient.
     """
     p = (x.double() * level.scale + 0.5).to(x.dtype)
-    floor = p.detach().floor()
+    floor = p.detach().floor().clamp(-FARTHEST_CELL, FARTHEST_CELL)
     corner = torch.arange(8, device=x.device)
     bits = torch.stack([corner & 1, corner >> 1 & 1, corner >> 2], 1)
-    i, j, k = (floor.clamp(-FARTHEST_CELL, FARTHEST_CELL).long()[:, None] + bits).unbind(2)  # (n, 8) each
+    i, j, k = (floor.long()[:, None] + bits).unbind(2)  # (n, 8) each
     if level.hashed:
         index = i * PRIMES[0] ^ j * PRIMES[1] ^ k * PRIMES[2]
     else:

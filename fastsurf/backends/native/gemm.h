@@ -1,0 +1,69 @@
+// Small matrix products of row-major operands, register-blocked; columns in multiples of 8.
+#pragma once
+#include "simd.h"
+
+namespace {
+
+#if defined(__AVX2__) || defined(__aarch64__)
+constexpr int BLOCK = 6;  // rows of the register block; 2 vectors wide
+#else
+constexpr int BLOCK = 2;
+#endif
+
+enum After { PLAIN, RELU, MASK, ADD };  // MASK: keep where `other` > 0; ADD: add to what is in C
+
+template <After AFTER, int ROWS, int VECTORS>
+INLINE void gemm_block(int K, const float* A, int64_t a_row, int64_t a_k, const float* B, int64_t b_row, float* C, int64_t c_row, const float* other,
+                       int64_t other_row) {
+  vf sum[ROWS][VECTORS];
+  UNROLL for (int r = 0; r < ROWS; r++)
+    UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = AFTER == ADD ? load(C + r * c_row + 8 * v) : all(0.0f);
+  for (int k = 0; k < K; k++) {
+    vf b[VECTORS];
+    UNROLL for (int v = 0; v < VECTORS; v++) b[v] = load(B + k * b_row + 8 * v);
+    UNROLL for (int r = 0; r < ROWS; r++) {
+      const vf a = all(A[r * a_row + k * a_k]);
+      UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] += a * b[v];
+    }
+  }
+  UNROLL for (int r = 0; r < ROWS; r++)
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+      vf c = sum[r][v];
+      if (AFTER == RELU) c = keep_if(~vi(c < all(0.0f)), c);  // NaN stays NaN
+      if (AFTER == MASK) c = keep_if(vi(load(other + r * other_row + 8 * v) > all(0.0f)), c);
+      store(C + r * c_row + 8 * v, c);
+    }
+}
+
+template <After AFTER, int VECTORS>
+INLINE void gemm_columns(int M, int K, const float* A, int64_t a_row, int64_t a_k, const float* B, int64_t b_row, float* C, int64_t c_row, const float* other,
+                         int64_t other_row) {
+  int m = 0;
+  for (; m + BLOCK <= M; m += BLOCK)
+    gemm_block<AFTER, BLOCK, VECTORS>(K, A + m * a_row, a_row, a_k, B, b_row, C + m * c_row, c_row, AFTER == MASK ? other + m * other_row : nullptr, other_row);
+  for (; m + 2 <= M; m += 2)
+    gemm_block<AFTER, 2, VECTORS>(K, A + m * a_row, a_row, a_k, B, b_row, C + m * c_row, c_row, AFTER == MASK ? other + m * other_row : nullptr, other_row);
+  for (; m < M; m++)
+    gemm_block<AFTER, 1, VECTORS>(K, A + m * a_row, a_row, a_k, B, b_row, C + m * c_row, c_row, AFTER == MASK ? other + m * other_row : nullptr, other_row);
+}
+
+// C (M, N) = A B, with A[m, k] = A[m a_row + k a_k], B (K, N), N a multiple of 8. Every element is summed over k in order.
+template <After AFTER>
+__attribute__((noinline)) void gemm(int M, int N, int K, const float* A, int64_t a_row, int64_t a_k, const float* B, int64_t b_row, float* C, int64_t c_row,
+                                    const float* other = nullptr, int64_t other_row = 0) {
+  int n = 0;
+  for (; n + 16 <= N; n += 16) gemm_columns<AFTER, 2>(M, K, A, a_row, a_k, B + n, b_row, C + n, c_row, AFTER == MASK ? other + n : nullptr, other_row);
+  if (n < N) gemm_columns<AFTER, 1>(M, K, A, a_row, a_k, B + n, b_row, C + n, c_row, AFTER == MASK ? other + n : nullptr, other_row);
+}
+
+// to[c, r] or to[r, c] of a (rows, columns) matrix, into a zeroed (padded) one
+INLINE void copy_transposed(const float* from, int rows, int columns, float* to, int to_row) {
+  for (int r = 0; r < rows; r++)
+    for (int c = 0; c < columns; c++) to[c * to_row + r] = from[r * columns + c];
+}
+INLINE void copy(const float* from, int64_t rows, int columns, int64_t from_row, float* to, int64_t to_row) {
+  for (int64_t r = 0; r < rows; r++)
+    for (int c = 0; c < columns; c++) to[r * to_row + c] = from[r * from_row + c];
+}
+
+}  // namespace

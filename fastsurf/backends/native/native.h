@@ -1,0 +1,78 @@
+// What the native library computes, and the letters used for it in every file here.
+//
+//   n points x in [0, 1]^3, rows of 3 floats. L levels of a hash grid, 2 features each: the encoding h (n, 2L), level-major.
+//   Per level: p = scale x + 0.5, cell = floor(p), w = p - cell; corner c = 0..7 has bit d set where it lies one further on axis d,
+//   and weight w_c = prod_d (w_d or 1 - w_d). J = dh/dx (2L, 3).
+//   Field: z = relu(W1 h), out = W2 z, v = W2[0], m = (z > 0), s = m v, u = W1^T s = d out[0] / dh, gradient = J^T u.
+//   Backward, given d_out and d_gradient = q (G_a is the loss's gradient with respect to a):
+//     first order     G_z = m (W2^T d_out),  dW2 = d_out z^T,  dW1 = G_z h^T,  G_h = W1^T G_z
+//     second order    G_u = J q,  dW1 += s G_u^T,  dv += m (W1 G_u)          (the ReLU's own second derivative is 0)
+//     table           dT[corner c] += w_c G_h + (q . grad w_c) u             one scatter for both orders
+//
+// Weights come as [out, in], row-major. "Rows" are matrices of one row a point; "blocks" hold 8 points, lane by lane: [column][8].
+// Widths are padded to multiples of 8 inside (hp = hidden, padded; ep = encoding; op = outputs), n to multiples of 8 in saved blocks.
+//
+// Results don't depend on the number of threads: every row is computed alike wherever it falls, weight gradients are summed per
+// segment of points and then in the segments' order, and the table is scattered by one thread a level in the points' order.
+//
+// kernels.cpp is compiled once per instruction set into one Kernels table. It uses nothing of the standard library that could leave
+// a shared copy of a function compiled for the wrong set; threads and memory are behind pool.h.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+struct Level {
+  float scale;
+  int32_t resolution;     // vertices an axis
+  uint32_t offset, size;  // entries
+  int32_t hashed;         // then size is a power of two; else size is resolution^3, rounded up to a multiple of 8
+};
+
+struct Grid {
+  const Level* levels;
+  int n_levels;
+  const float* table;  // (entries, 2)
+};
+
+struct Net {
+  int hidden, outputs;
+  const float *w1, *w2;  // (hidden, 2L), (outputs, hidden)
+};
+
+struct Saved {      // what a forward pass of the field leaves for the backward pass; np = n rounded up to 8
+  float* h;         // (np, ep) rows
+  float* jacobian;  // (np / 8, 2L, 3, 8) blocks
+  float* u;         // (np / 8, ep, 8) blocks
+};
+
+struct Kernels {
+  // h (n, 2L)
+  void (*encode)(const Grid&, const float* x, int64_t n, int threads, float* h);
+  // each where its pointer is not null: dx = J^T u (n, 3); du = J q (n, 2L); dxx = (sum_f u_f d2 h_f / dx2) q (n, 3)
+  void (*encode_jacobian)(const Grid&, const float* x, int64_t n, int threads, const float* u, const float* q, float* dx, float* du, float* dxx);
+  // d_table += w_c g + (q . grad w_c) u over all corners; g or (q and u) may be null
+  void (*scatter)(const Grid&, const float* x, int64_t n, int threads, const float* g, const float* u, const float* q, float* d_table);
+  // out (n, outputs), gradient (n, 3); saved.h null: nothing is saved
+  void (*field)(const Grid&, const Net&, const float* x, int64_t n, int threads, float* out, float* gradient, const Saved&);
+  // d_out or q may be null, d_table or d_w1 and d_w2 too. g_h: room for (np / 8, ep, 8). d_table is added to, d_w are overwritten
+  void (*field_backward)(const Grid&, const Net&, const float* x, int64_t n, int threads, const Saved&, const float* d_out, const float* q, float* g_h,
+                         float* d_table, float* d_w1, float* d_w2);
+  // out[:, 0]
+  void (*field_value)(const Grid&, const Net&, const float* x, int64_t n, int threads, float* value);
+  // widths[0..layers]; weights one after the other; hidden: room for the rows after each ReLU, layer by layer (n, widths[l]), or null
+  void (*mlp)(const int32_t* widths, int layers, const float* weights, const float* x, int64_t n, int threads, float* y, float* hidden);
+  // dx may be null; d_weights is overwritten
+  void (*mlp_backward)(const int32_t* widths, int layers, const float* weights, const float* x, int64_t n, int threads, const float* hidden, const float* dy,
+                       float* dx, float* d_weights);
+  // rate and eps already hold the bias correction: p -= rate m / (sqrt(v) root + eps)
+  void (*adam)(float* p, const float* grad, float* m, float* v, int64_t n, int threads, float rate, float beta1, float beta2, float eps, float root);
+};
+
+extern const Kernels kernels_portable;
+#ifdef FASTSURF_AVX2
+extern const Kernels kernels_avx2;
+#endif
+
+// Lattice points of rays in occupied cells; false where a ray has more than 2^24 of them.
+bool occupied_steps(const float* rays_o, const float* rays_d, const float* t_near, const float* t_far, int64_t n, const uint8_t* occupied, int cells,
+                    float step, int64_t most, int threads, float* t_out, int64_t* count);
