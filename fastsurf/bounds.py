@@ -15,7 +15,10 @@ from .errors import SceneError
 CELLS = 64  # of the visual hull along each axis; half as many while the hull is searched for
 AGREE = 0.9  # share of the views seeing a point whose masks must hold it: hand-drawn masks err
 PADDING = 1.06  # of a box that holds the object's extent
-CLEARANCE = 0.8  # of the way from the centre to the nearer cameras that the box may take where only the cameras are known
+SPREAD = 1.2  # of the box that holds 96 % of the sparse points along each axis: smooth parts have none
+FEWEST_POINTS = 20
+PARALLEL = 1e-3  # mean squared sine of the angle between lines of sight below which their meeting point means nothing
+CLEARANCE = 0.65  # of the way from the centre to the nearer cameras that a guessed box may take (fox: ears, plaque and nose fit)
 
 
 @dataclass(frozen=True)
@@ -42,52 +45,78 @@ def find_box(
     """
     if masks is not None:
         return hull_box(views, masks)
-    common = common_view(views)
     if points is not None and (box := points_box(views, points)) is not None:
         return box
     if stated is not None:
-        return Box(np.asarray(stated[0], np.float64), float(stated[1]), "stated by the input")
-    return common
+        return Box(np.asarray(stated[0], np.float64), PADDING * float(stated[1]), "stated by the input")
+    return common_view(views)
 
 
 def common_view(views: Sequence[View]) -> Box:
-    """What all cameras look at: the point nearest to the lines of sight, and a part of what is visible around it.
+    """What all cameras look at: the point nearest to the lines of sight, and what a typical picture shows around it.
 
     Raises:
-        SceneError: fewer than half of the cameras look towards that point.
+        SceneError: fewer than half of the cameras see that point, or they look in parallel.
     """
-    origins = np.stack([view.center for view in views])
-    forward, half = _lines_of_sight(views)
-    across = np.eye(3) - forward[:, :, None] * forward[:, None, :]  # (n, 3, 3), the part of a vector across the line
-    weights = np.ones(len(views))
-    for _ in range(20):  # reweighted, so that a few cameras looking elsewhere don't count
-        system = np.einsum("n,nij->ij", weights, across)
-        center = np.linalg.lstsq(system, np.einsum("n,nij,nj->i", weights, across, origins), rcond=1e-6)[0]
-        distance = np.linalg.norm(np.einsum("nij,nj->ni", across, center - origins), axis=-1)
-        weights = 1 / np.maximum(distance, 1e-3 * np.median(distance) + 1e-12)
-    depth = np.einsum("ni,ni->n", center - origins, forward)
+    center = meeting_point(views)
     looking = np.mean([_inside(view, center[None])[0] for view in views])
     if looking < 0.5:
         raise SceneError(
-            f"the cameras don't look at one scene: only {looking:.0%} have the point nearest to their lines of sight in the picture; "
+            f"the cameras don't look at one scene: only {looking:.0%} of them see the point nearest to their lines of sight; "
             "check the poses' convention, or set scene.center and scene.radius"
         )
-    radius = float(np.median((depth * half)[depth > 0]))  # what the typical picture shows
-    nearest = float(np.quantile(np.abs(origins - center).max(-1), 0.05))  # a camera is outside the cube beyond this radius
-    return Box(center, min(radius, CLEARANCE * nearest), "common view of the cameras")
+    depths = np.array([(center - view.center) @ view.c2w[:, 2] for view in views])
+    halves = np.array([math.sqrt(v.camera.width / v.camera.focal[0] * v.camera.height / v.camera.focal[1]) / 2 for v in views])
+    radius = float(np.median((depths * halves)[depths > 0]))
+    return Box(center, min(radius, _clear_of_cameras(views, center)), "common view of the cameras")
+
+
+def meeting_point(views: Sequence[View]) -> np.ndarray:
+    """The point (3,) nearest to the lines of sight, by least distance (not its square: a few cameras may look elsewhere).
+
+    Raises:
+        SceneError: the lines are parallel.
+    """
+    origins = np.stack([view.center for view in views])
+    forward = np.stack([_line_of_sight(view) for view in views])
+    across = np.eye(3) - forward[:, :, None] * forward[:, None, :]  # (n, 3, 3), the part of a vector across the line
+    if np.linalg.eigvalsh(across.mean(0))[0] < PARALLEL:
+        raise SceneError("the cameras look in parallel, so how far away the scene is can't be told: set scene.center and scene.radius")
+    weights = np.ones(len(views))
+    for _ in range(20):
+        normal = np.einsum("n,nij->ij", weights, across)
+        center = np.linalg.solve(normal, np.einsum("n,nij,nj->i", weights, across, origins))
+        distance = np.linalg.norm(np.einsum("nij,nj->ni", across, center - origins), axis=-1)
+        weights = 1 / np.maximum(distance, 1e-3 * np.median(distance) + 1e-9 * np.abs(origins - center).max())
+    return center
+
+
+def _clear_of_cameras(views: Sequence[View], center: np.ndarray) -> float:
+    """The largest radius of a guessed box: it must not reach the cameras."""
+    distances = np.abs(np.stack([view.center for view in views]) - center).max(-1)  # a camera is outside a cube of smaller radius
+    return CLEARANCE * float(np.quantile(distances, 0.05))
 
 
 def points_box(views: Sequence[View], points: np.ndarray) -> Box | None:
-    """Box round the sparse points that most views see; None where too few remain."""
+    """Box round the sparse points that most views look at; None where too few remain.
+
+    Points are kept that lie in nearly as many pictures as the best ones, and not far behind the others: those are the surroundings.
+    """
     points = points[np.isfinite(points).all(-1)]
-    if len(points) < 20:
+    if len(points) < FEWEST_POINTS:
         return None
     seen = np.sum([_inside(view, points) for view in views], axis=0)  # (n,)
-    kept = points[seen >= 0.8 * np.quantile(seen, 0.95)]
-    if len(kept) < 20:
+    points = points[(seen >= 2) & (seen >= 0.8 * np.quantile(seen, 0.95))]
+    if len(points) < FEWEST_POINTS:
         return None
-    low, high = np.quantile(kept, [0.02, 0.98], axis=0)
-    return Box((low + high) / 2, PADDING * float(np.max(high - low)) / 2, f"{len(kept)} sparse points")
+    distance = np.mean([np.linalg.norm(points - view.center, axis=-1) for view in views], axis=0)
+    points = points[distance < 2 * np.median(distance)]
+    low, high = np.quantile(points, [0.02, 0.98], axis=0)
+    center = (low + high) / 2
+    radius = SPREAD * float(np.max(high - low)) / 2
+    if not radius > 0:
+        return None
+    return Box(center, min(radius, _clear_of_cameras(views, center)), f"{len(points)} sparse points")
 
 
 def hull_box(views: Sequence[View], masks: Sequence[np.ndarray]) -> Box:
@@ -97,8 +126,10 @@ def hull_box(views: Sequence[View], masks: Sequence[np.ndarray]) -> Box:
         SceneError: no point of space lies inside the masks.
     """
     shown = [(view, mask) for view, mask in zip(views, masks, strict=True) if mask.max() > 127]
+    if len(shown) < 2:
+        raise SceneError(f"{len(shown)} of {len(masks)} masks show an object, want at least 2: replace them, or use --masks ignore")
     origins = np.stack([view.center for view, _ in shown])
-    center = common_view([view for view, _ in shown]).center
+    center = meeting_point([view for view, _ in shown])
     radius = float(np.linalg.norm(origins - center, axis=-1).max())
     fine = False
     while True:
@@ -180,13 +211,8 @@ def _inside(view: View, points: np.ndarray) -> np.ndarray:
     return _pixels(view, points)[1]
 
 
-def _lines_of_sight(views: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
-    """Unit directions (n, 3) through the pictures' middles, and the tangent of half the smaller angle of view (n,)."""
-    forward, half = [], []
-    for view in views:
-        w, h = view.camera.width, view.camera.height
-        plane = unproject(view.camera, np.array([[w / 2, h / 2]]))[0]
-        direction = view.c2w[:, :3] @ np.append(plane, 1.0)
-        forward.append(direction / np.linalg.norm(direction))
-        half.append(min(w / view.camera.focal[0], h / view.camera.focal[1]) / 2)
-    return np.stack(forward), np.array(half)
+def _line_of_sight(view: View) -> np.ndarray:
+    """Unit direction (3,) through the picture's middle, in the world."""
+    plane = unproject(view.camera, np.array([[view.camera.width / 2, view.camera.height / 2]]))[0]
+    direction = view.c2w[:, :3] @ np.append(plane, 1.0)
+    return np.asarray(direction / np.linalg.norm(direction))
