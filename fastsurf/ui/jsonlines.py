@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 from ..hooks import Event, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, TrainState
 
@@ -20,12 +20,14 @@ NAMES = {PhaseStarted: "phase", PhaseDone: "phase_done", TrainState: "step", Not
 class JsonLines:
     """A hook that writes events as they come; `every` seconds lie between two steps written, and the last one is never lost.
 
-    Each line is flushed, so that the file can be followed and survives a kill.
+    Each line is flushed, so that the file can be followed and survives a kill. A path is opened when the first phase is done: a scene
+    that can't be read leaves no file.
     """
 
-    def __init__(self, to: Path | IO[str], append: bool = False, every: float = 1.0, clock: Callable[[], float] = time.time) -> None:
-        self._own = isinstance(to, Path)
-        self._file: IO[str] = _open(to, append) if isinstance(to, Path) else to
+    def __init__(self, to: Path | TextIO, append: bool = False, every: float = 1.0, clock: Callable[[], float] = time.time) -> None:
+        self._to, self._append = to, append
+        self._file: TextIO | None = None if isinstance(to, Path) else to
+        self._early: list[str] = []
         self._every, self._clock = every, clock
         self._last = -math.inf
         self._waiting: TrainState | None = None
@@ -33,6 +35,9 @@ class JsonLines:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Preview | MeshProgress):
             return
+        if self._file is None and isinstance(self._to, Path) and isinstance(event, PhaseDone | TrainState):
+            self._file = _open(self._to, self._append)
+            self._file.write("".join(self._early))
         now = self._clock()
         if isinstance(event, TrainState):
             if now - self._last < self._every:
@@ -46,7 +51,7 @@ class JsonLines:
     def close(self) -> None:
         """Write the last step, and close the file if it was opened here."""
         self._write_waiting(self._clock())
-        if self._own:
+        if self._file is not None and isinstance(self._to, Path):
             self._file.close()
 
     def _write_waiting(self, now: float) -> None:
@@ -55,19 +60,21 @@ class JsonLines:
             self._waiting = None
 
     def _write(self, event: PhaseStarted | PhaseDone | TrainState | Note | Saved, now: float) -> None:
-        record = {"event": NAMES[type(event)], "time": round(now, 3)} | dataclasses.asdict(event)
-        self._file.write(json.dumps(_plain(record), ensure_ascii=False) + "\n")
+        record = {"event": NAMES[type(event)], "time": now} | dataclasses.asdict(event)
+        line = json.dumps(_plain(record), ensure_ascii=False) + "\n"
+        if self._file is None:
+            self._early.append(line)
+            return
+        self._file.write(line)
         self._file.flush()
 
 
-def _open(path: Path, append: bool) -> IO[str]:
+def _open(path: Path, append: bool) -> TextIO:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+" if append else "w", encoding="utf-8")
-    if append and (end := file.tell()):
-        with path.open("rb") as check:
-            check.seek(end - 1)
-            if check.read(1) != b"\n":  # a line cut by a kill
-                file.write("\n")
+    cut = append and path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")  # the last line, by a kill
+    file = path.open("a" if append else "w", encoding="utf-8")
+    if cut:
+        file.write("\n")
     return file
 
 
@@ -75,5 +82,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
+        return float(f"{value:.13g}") if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value

@@ -1,4 +1,4 @@
-"""Pictures made of characters: half-blocks for previews, sparklines for curves, and a map of the cameras.
+"""Pictures made of characters: half-blocks for previews and sparklines for curves.
 
 One character cell shows two pixels, one above the other, in the foreground and background colour of an upper half-block.
 """
@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 BARS = "▁▂▃▄▅▆▇█"
-ARROWS = "→↗↑↖←↙↓↘"
 
 Picture = NDArray[np.uint8]  # (h, w, 3)
 
@@ -57,33 +56,6 @@ class Curve:
         if len(self.values) == self._most:
             self.values = [(a + b) / 2 for a, b in zip(self.values[::2], self.values[1::2], strict=True)]
             self._each *= 2
-
-
-def camera_map(positions: NDArray[np.float64], forward: NDArray[np.float64], center: NDArray[np.float64], radius: float,
-               columns: int = 44, rows: int = 17) -> list[str]:
-    """Where the cameras stand round the scene box: arrows along their views, looking along the direction they spread in least.
-
-    Args:
-        positions: camera centres, (n, 3), world units.
-        forward: unit viewing directions, (n, 3).
-        center, radius: of the scene box, world units.
-    """
-    offsets = positions - center
-    axes = np.linalg.svd(offsets - offsets.mean(0), full_matrices=True)[2][:2]  # (2, 3) the two directions of largest spread
-    flat, heading = offsets @ axes.T, forward @ axes.T
-    reach = max(float(np.abs(flat).max()), radius) * 1.05
-    scale = min((columns - 1) / 2, rows - 1) / (2 * reach) * np.array([2.0, -1.0])  # a cell is twice as high as wide
-    middle = np.array([(columns - 1) / 2, (rows - 1) / 2])
-
-    canvas = [[" "] * columns for _ in range(rows)]
-    left, top = (middle - np.abs(radius * scale)).round().astype(int)
-    right, bottom = (middle + np.abs(radius * scale)).round().astype(int)
-    for row in range(top, bottom + 1):
-        for column in range(left, right + 1):
-            canvas[row][column] = "·"
-    for (x, y), (dx, dy) in zip((flat * scale + middle).round().astype(int), heading, strict=True):
-        canvas[y][x] = ARROWS[round(math.atan2(dy, dx) / (math.pi / 4)) % 8]
-    return ["".join(line).rstrip() for line in canvas]
 
 
 def _resize(picture: Picture, length: int) -> Picture:

@@ -254,8 +254,8 @@ def _metrics(board: Board, width: int, now: float) -> list[Line]:
     ]
     columns = min(width - 23, CURVE_COLUMNS)
     lines = [
-        [Segment(f"{label:<13} ", DIM), Segment(f"{number:<9}", BOLD), Segment(sparkline(curves[curve].values, columns) if curve else "", CYAN)]
-        for label, number, curve in rows
+        [Segment(f"{label:<13} ", DIM), Segment(f"{number:<9}", BOLD), Segment(sparkline(curves[key].values, columns) if key else "", CYAN)]
+        for label, number, key in rows
     ]
     if board.saved is not None:
         lines.append([Segment(f"{'checkpoint':<13} ", DIM), Segment(f"{duration(now - board.saved)} ago", PLAIN)])

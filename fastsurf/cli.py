@@ -1,0 +1,436 @@
+"""argv → options → one verb. The only module that parses, prints and exits; everything else raises.
+
+Handlers for Ctrl-C and SIGTERM are installed before anything heavy is imported, and each verb imports what it needs.
+"""
+
+import contextlib
+import difflib
+import errno
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+from . import __version__
+from .errors import FastsurfError, UsageError
+
+if TYPE_CHECKING:
+    from .hooks import Event, Hook
+    from .mesh import Mesh
+    from .options import Demo, Eval, Info, MeshAgain, Reconstruct, Render
+
+T = TypeVar("T")
+
+STOPPED = 130
+MESHES = (".ply", ".obj", ".glb", ".stl")
+HELP = """\
+usage: fastsurf VERB ...        fastsurf SCENE -o mesh.ply  means  fastsurf reconstruct SCENE -o mesh.ply
+
+Photographs with known cameras in, a solid coloured surface mesh out.
+
+  info SCENE                    what was found, and whether it can work
+  reconstruct SCENE -o FILE     the main job: photographs and cameras to a mesh
+  mesh RUN -o FILE              the mesh again from a finished or running run, at any resolution
+  render RUN --views orbit      colour, depth and normal pictures; orbit also as an animation
+  eval RUN --gt MESH            scores on held-out views, and against a true surface
+  demo                          photographs made of a known solid, reconstructed and scored
+
+  fastsurf VERB --help          the options of a verb
+  fastsurf --version
+  --debug                       with any verb: show where an error came from
+
+Exit codes: 0 done, 1 system error (a full disk), 2 wrong usage, 3 unusable input, 4 backend failed, 130 stopped by you with files saved.
+"""
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM. Once training is under way the first asks for an early end; otherwise, and the second time, all stops."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.can_finish = False
+        self._raised: float | None = None
+
+    def requested(self) -> bool:
+        """Whether to finish early."""
+        return self.count > 0
+
+    def watch(self, event: "Event") -> None:
+        """A hook: from the start of training there is something to save."""
+        from .hooks import PhaseStarted
+
+        if isinstance(event, PhaseStarted) and event.name == "train":
+            self.can_finish = True
+
+    def handle(self, _signal: int, _frame: FrameType | None) -> None:
+        """The signal handler. It only sets numbers or raises: printing here could meet a print under way."""
+        self.count += 1
+        if self.can_finish and self.count == 1:
+            return
+        if self._raised is None:
+            self._raised = time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - self._raised > 1.0:  # the way out hangs
+            os._exit(STOPPED)
+
+    @property
+    def stopped_at_once(self) -> bool:
+        """Whether KeyboardInterrupt was raised; libraries may have turned it into something else."""
+        return self._raised is not None
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handlers in place; only the main thread can have them."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {s: signal.signal(s, self.handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+
+class Kept:
+    """A hook that remembers the last checkpoint."""
+
+    def __init__(self) -> None:
+        self.checkpoint: Path | None = None
+
+    def __call__(self, event: "Event") -> None:
+        from .hooks import Saved
+
+        if isinstance(event, Saved) and event.what == "checkpoint":
+            self.checkpoint = event.path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    interrupt, kept = Interrupt(), Kept()
+    with interrupt.installed():
+        args = list(sys.argv[1:] if argv is None else argv)
+        debug = "--debug" in args
+        try:
+            return _run([a for a in args if a != "--debug"], interrupt, kept)
+        except BaseException as e:
+            if interrupt.stopped_at_once or isinstance(e, KeyboardInterrupt):
+                where = f"the last checkpoint is {kept.checkpoint}" if kept.checkpoint else "nothing was under way that could be saved"
+                return _fail(f"stopped; {where}", STOPPED)
+            if debug and not isinstance(e, SystemExit):
+                raise
+            return _explain(e)
+
+
+def _run(args: list[str], interrupt: Interrupt, kept: Kept) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a name that the terminal can't spell is no reason to stop
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if args else 2
+    if args[0] == "--version":
+        print(f"fastsurf {__version__}")
+        return 0
+    verb, rest = _verb(args)
+    from . import options as o
+
+    match _parse(verb, rest):
+        case o.Info() as wanted:
+            return info(wanted)
+        case o.Reconstruct() as wanted:
+            return reconstruct(wanted, interrupt, kept)
+        case o.MeshAgain() as wanted:
+            return mesh(wanted)
+        case o.Render() as wanted:
+            return render(wanted)
+        case o.Eval() as wanted:
+            return evaluate(wanted)
+        case o.Demo() as wanted:
+            return demo(wanted, interrupt, kept)
+    raise AssertionError(verb)
+
+
+def _verb(args: list[str]) -> tuple[str, list[str]]:
+    """The verb and what follows it; a path or an option in its place means reconstruct."""
+    verbs = ("info", "reconstruct", "mesh", "render", "eval", "demo")
+    first = args[0]
+    if first in verbs:
+        return first, args[1:]
+    if first.startswith("-") or os.sep in first or os.path.exists(first):
+        return "reconstruct", args
+    near = difflib.get_close_matches(first, verbs, n=1)
+    raise UsageError(f"{first!r} is neither a verb nor a folder; " + (f"did you mean {near[0]}?" if near else f"verbs: {', '.join(verbs)}"))
+
+
+def _parse(verb: str, args: list[str]) -> Any:
+    import tyro
+
+    from . import options as o
+
+    kind: Any = {
+        "info": o.Info, "reconstruct": o.Reconstruct, "mesh": o.MeshAgain, "render": o.Render, "eval": o.Eval, "demo": o.Demo
+    }[verb]
+    known = ["--help", *o.flags(kind)]
+    for flag in (word.partition("=")[0] for word in args if word.startswith("--")):
+        if flag not in known:
+            near = difflib.get_close_matches(flag, known, n=1)
+            raise UsageError(f"{verb} has no {flag}; " + (f"did you mean {near[0]}?" if near else f"see fastsurf {verb} --help"))
+    parsed, rest = tyro.cli(kind, prog=f"fastsurf {verb}", args=args, return_unknown_args=True, config=(tyro.conf.HelptextFromCommentsOff,))
+    if rest:
+        raise UsageError(f"{verb} can't do anything with {rest[0]!r}; see fastsurf {verb} --help")
+    return parsed
+
+
+def info(o: "Info") -> int:
+    """`fastsurf info SCENE`."""
+    from .config import load_config
+    from .options import read_as
+
+    path = _wanted(o.scene, "info wants a SCENE: a folder or file with photographs and cameras")
+    config = read_as(load_config(o.config, o.set).scene, o.photographs)
+    from .info import report
+    from .scene import load_scene
+
+    scene = load_scene(path, config, o.photographs.format)
+    facts = report(scene)
+    if o.json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        from .ui.report import report_lines
+
+        print("\n".join(report_lines(facts)))
+    return 0 if facts["usable"] else 3
+
+
+def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
+    """`fastsurf reconstruct SCENE`."""
+    from .options import configure
+
+    path = _wanted(o.scene, "reconstruct wants a SCENE: a folder or file with photographs and cameras")
+    name = _name(path)
+    run = o.run or (o.out.with_suffix(".run") if o.out else Path("runs") / name)
+    base = str(run / "config.toml") if o.resume and (run / "config.toml").is_file() else None
+    config = configure(o.settings, o.photographs, base)
+    if o.out is not None:
+        _check_mesh_file(o.out, o.force or o.resume)
+    if o.force and not o.resume:
+        (run / "checkpoint.safetensors").unlink(missing_ok=True)
+
+    with _display(o.json, o.quiet, name, ("read", "train", "mesh"), interrupt.requested) as display, \
+            _json_lines(o.json, o.force or o.resume, o.resume) as lines:
+        from . import reconstruct as product
+
+        result = product.reconstruct(
+            path, config, run=run, out=o.out, go_on=o.resume, format=o.photographs.format,
+            hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested,
+        )
+    if not o.quiet:
+        again = " ".join(["fastsurf reconstruct", str(path), *(["-o", str(o.out)] if o.out else []), "--run", str(run), "--resume"])
+        then = again if result.stopped else f"fastsurf render {run} --views orbit"
+        _say(_closing(result.mesh_path, result.mesh, result.seconds, then, result.stopped), _people(o.json))
+    return STOPPED if interrupt.count else 0
+
+
+def mesh(o: "MeshAgain") -> int:
+    """`fastsurf mesh RUN`."""
+    run = _wanted(o.run, "mesh wants a RUN: the folder that a reconstruction left")
+    out = _wanted(o.out, "mesh wants -o FILE: .ply, .obj, .glb or .stl")
+    if o.resolution is not None and o.resolution < 8:
+        raise UsageError(f"--resolution wants 8 or more, found {o.resolution}")
+    _check_mesh_file(out, o.force)
+    with _display(None, o.quiet, run.name, ("mesh",)) as display, _phase("mesh", display) as seconds:
+        from .runs import mesh_run
+
+        made = mesh_run(run, out, resolution=o.resolution, closed=False if o.open else None, backend=o.backend or "auto", hooks=[display])
+    if not o.quiet:
+        _say(_closing(out, made, seconds, f"fastsurf eval {run} --mesh {out} --gt MESH", False), sys.stdout)
+    return 0
+
+
+def render(o: "Render") -> int:
+    """`fastsurf render RUN`."""
+    run = _wanted(o.run, "render wants a RUN: the folder that a reconstruction left")
+    out = o.out or run / o.views
+    if out.is_dir() and any(out.iterdir()) and not o.force:
+        raise UsageError(f"{out} is not empty: --force writes into it, -o DIR takes another folder")
+    with _display(None, o.quiet, run.name, ("render",)) as display, _phase("render", display):
+        from .runs import render_run
+
+        written = render_run(run, o.views, out, backend=o.backend or "auto", hooks=[display])
+    if not o.quiet:
+        _say([f"{len(written)} pictures in {out}"], sys.stdout)
+    return 0
+
+
+def evaluate(o: "Eval") -> int:
+    """`fastsurf eval RUN`."""
+    run = _wanted(o.run, "eval wants a RUN: the folder that a reconstruction left")
+    if o.json not in (None, "-"):
+        _check_file(Path(str(o.json)), o.force)
+    with _display(o.json, o.quiet, run.name, ("eval",)) as display, _phase("eval", display):
+        from .runs import eval_run
+
+        scores = eval_run(run, o.gt, o.mesh, backend=o.backend or "auto", hooks=[display])
+    if o.json:
+        _write_text(o.json, json.dumps(scores, indent=2) + "\n")
+    if not o.quiet:
+        _say(_table(scores), _people(o.json))
+    return 0
+
+
+def demo(o: "Demo", interrupt: Interrupt, kept: Kept) -> int:
+    """`fastsurf demo`."""
+    from .options import configure
+
+    out = o.out or Path("demo")
+    if (out / "mesh.ply").exists() and not o.force:
+        raise UsageError(f"{out} holds an earlier demo: --force makes it again, -o DIR takes another folder")
+    config = configure(o.settings, base="quick")
+    with _display(o.json, o.quiet, "demo", ("scene", "read", "train", "mesh", "score"), interrupt.requested) as display, \
+            _json_lines(o.json, o.force, False) as lines:
+        from . import reconstruct as product
+
+        scores = product.demo(out, config, hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested)
+    if not o.quiet:
+        _say([*_table(scores), f"mesh   {out / 'mesh.ply'}", f"look   {out / 'preview.png'}"], _people(o.json))
+    return STOPPED if interrupt.count else 0
+
+
+def _explain(error: BaseException) -> int:
+    """One line on stderr and the exit code; errors nobody raised on purpose go on as they are."""
+    if isinstance(error, FastsurfError):
+        return _fail(str(error), error.exit_code)
+    if isinstance(error, BrokenPipeError):  # `fastsurf info SCENE | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return _fail(f"the disk is full{_at(error)}; what was saved before is whole: make room and go on with --resume", 1)
+    if isinstance(error, OSError):
+        return _fail(f"{error.strerror or error}{_at(error)}", 1)
+    if isinstance(error, MemoryError):
+        return _fail("out of memory; lower --resolution or --set scene.max_side=800", 1)
+    raise error
+
+
+def _at(error: OSError) -> str:
+    return f" ({error.filename})" if error.filename is not None else ""
+
+
+def _fail(text: str, code: int) -> int:
+    with contextlib.suppress(OSError):
+        print("fastsurf: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    return code
+
+
+def _wanted(value: T | None, message: str) -> T:
+    if value is None:
+        raise UsageError(message)
+    return value
+
+
+def _name(scene: Path) -> str:
+    """What to call a scene: its folder."""
+    path = scene.resolve()
+    return (path.parent if path.is_file() else path).name or "scene"
+
+
+def _check_mesh_file(path: Path, force: bool) -> None:
+    if path.suffix.lower() not in MESHES:
+        raise UsageError(f"-o {path}: want a file ending in {', '.join(MESHES)}")
+    _check_file(path, force)
+
+
+def _check_file(path: Path, force: bool) -> None:
+    """Before hours are spent: `path` can be written."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: want the name of a file")
+    if path.is_file() and not force:
+        raise UsageError(f"{path} exists: --force overwrites it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "no permission to write", str(path))
+
+
+def _people(json_to: str | None) -> TextIO:
+    """Where words for people go: stdout, unless that carries JSON."""
+    return sys.stderr if json_to == "-" else sys.stdout
+
+
+@contextlib.contextmanager
+def _display(
+    json_to: str | None, quiet: bool, title: str, phases: tuple[str, ...], stopping: Callable[[], bool] = lambda: False
+) -> "Iterator[Hook]":
+    from .ui import open_display
+
+    with open_display(_people(json_to), title, phases, stopping, quiet) as display:
+        yield display
+
+
+@contextlib.contextmanager
+def _json_lines(to: str | None, force: bool, append: bool) -> "Iterator[Hook]":
+    """A hook that writes JSON lines to a file, to stdout ('-'), or nowhere."""
+    if to is None:
+        yield lambda event: None
+        return
+    if to != "-":
+        _check_file(Path(to), force)
+    from .ui.jsonlines import JsonLines
+
+    lines = JsonLines(sys.stdout if to == "-" else Path(to), append)
+    try:
+        yield lines
+    finally:
+        lines.close()
+
+
+@contextlib.contextmanager
+def _phase(name: str, hook: "Hook") -> "Iterator[dict[str, float]]":
+    """Tell the hook that a phase starts and ends; the dict holds its seconds at the end."""
+    from .hooks import PhaseDone, PhaseStarted
+
+    start, seconds = time.monotonic(), {name: 0.0}
+    hook(PhaseStarted(name))
+    yield seconds
+    seconds[name] = time.monotonic() - start
+    hook(PhaseDone(name, seconds[name]))
+
+
+def _closing(path: Path, mesh: "Mesh", seconds: Mapping[str, float], then: str, stopped: bool) -> list[str]:
+    from .ui.plain import closing_lines
+
+    size = (mesh.vertices.max(0) - mesh.vertices.min(0)).tolist()
+    return closing_lines(str(path), len(mesh.faces), size, seconds, then, stopped)
+
+
+def _table(scores: Mapping[str, Any]) -> list[str]:
+    """One line a score; nested ones (each view's, the mesh's) are indented under their name."""
+    lines = []
+    for name, value in scores.items():
+        if isinstance(value, Mapping):
+            lines += [name, *(f"  {line}" for line in _table(value))]
+        elif value is not None:
+            lines.append(f"{name:<20} {value:.4g}" if isinstance(value, float) else f"{name:<20} {value}")
+    return lines
+
+
+def _write_text(to: str, text: str) -> None:
+    if to == "-":
+        print(text, end="")
+        return
+    path = Path(to)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def _say(lines: Sequence[str], stream: TextIO) -> None:
+    for line in lines:
+        print(line, file=stream)
+    stream.flush()

@@ -1,0 +1,225 @@
+"""What can be typed after each verb: a dataclass a verb, a field an option. tyro makes flags and help of them.
+
+Only cli.py imports this, and only once a verb is known. `None` means that a flag was not given, so that it overrides nothing.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
+
+from .config import Config, SceneConfig, load_config
+from .errors import UsageError
+
+T = TypeVar("T")
+
+SceneArgument = Annotated[Path | None, Positional, arg(metavar="SCENE", help_behavior_hint="")]
+RunArgument = Annotated[Path | None, Positional, arg(metavar="RUN", help_behavior_hint="")]
+MeshFile = Annotated[Path | None, arg(aliases=["-o"], metavar="FILE", help_behavior_hint="")]
+Folder = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
+OutFolder = Annotated[Path | None, arg(aliases=["-o"], metavar="DIR", help_behavior_hint="")]
+JsonFile = Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")]
+Text = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
+Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
+Number = Annotated[float | None, arg(metavar="M", help_behavior_hint="")]
+Flag = Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")]
+Backends = Literal["auto", "native", "cuda", "reference"]
+BackendName = Annotated[Backends | None, arg(metavar="auto|native|cuda|reference", help_behavior_hint="")]
+Sets = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="SECTION.KEY=VALUE", help_behavior_hint="(repeatable)")]
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """How the photographs are read."""
+
+    format: Text = None
+    """read the folder as this: transforms, idr, colmap, llff, middlebury, blendedmvs or strecha"""
+    masks: Annotated[str | None, arg(metavar="auto|ignore|DIR", help_behavior_hint="")] = None
+    """use the masks found, none, or those in a folder"""
+    holdout: Count = None
+    """keep every N-th view out of training and score it"""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Defaults, then --config, then --set, then flags: the later wins."""
+
+    config: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
+    """a preset (quick, object, scene, wild, dtu) or your own file"""
+    set: Sets = ()
+    """any one setting, such as scene.radius=1.2"""
+    minutes: Number = None
+    """train for M minutes"""
+    steps: Count = None
+    """train for N steps instead"""
+    resolution: Count = None
+    """cells of the mesh along the scene box"""
+    seed: Count = None
+    """of everything random"""
+    backend: BackendName = None
+    """what computes"""
+    threads: Count = None
+    """CPU threads; 0 takes all"""
+
+
+@dataclass(frozen=True)
+class Info:
+    """What was found in a folder of photographs and cameras, and whether it can work."""
+
+    scene: SceneArgument = None
+    """folder or file with photographs and cameras"""
+    photographs: Annotated[Photographs, OmitArgPrefixes, arg(name="")] = field(default_factory=Photographs)
+    config: Text = None
+    """a preset or .toml file"""
+    set: Sets = ()
+    """any one setting, such as scene.radius=1.2"""
+    json: Flag = False
+    """print it as JSON"""
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Photographs with cameras in, a coloured surface mesh out, in the input's own coordinates.
+
+    Ctrl-C once ends the training early and still writes the mesh; twice stops at once and keeps the last checkpoint.
+    """
+
+    scene: SceneArgument = None
+    """folder or file with photographs and cameras"""
+    out: MeshFile = None
+    """the mesh: .ply, .obj, .glb or .stl; RUN/mesh.ply if not given"""
+    run: Folder = None
+    """folder for checkpoint, log and preview; beside the mesh if not given"""
+    resume: Flag = False
+    """go on with the run in that folder"""
+    force: Flag = False
+    """overwrite a mesh or a run that exists"""
+    json: JsonFile = None
+    """write progress as JSON lines, - for stdout"""
+    quiet: Flag = False
+    """show nothing but errors"""
+    photographs: Annotated[Photographs, OmitArgPrefixes, arg(name="")] = field(default_factory=Photographs)
+    settings: Annotated[Settings, OmitArgPrefixes, arg(name="")] = field(default_factory=Settings)
+
+
+@dataclass(frozen=True)
+class MeshAgain:
+    """The mesh again, from a finished or running run."""
+
+    run: RunArgument = None
+    """run folder"""
+    out: MeshFile = None
+    """the mesh: .ply, .obj, .glb or .stl"""
+    resolution: Count = None
+    """cells along the scene box"""
+    open: Flag = False
+    """leave the mesh open where the scene box cuts it"""
+    backend: BackendName = None
+    """what computes"""
+    force: Flag = False
+    """overwrite a mesh that exists"""
+    quiet: Flag = False
+    """show nothing but errors"""
+
+
+@dataclass(frozen=True)
+class Render:
+    """Colour, depth and normal pictures of a run's views, or of an orbit round it, also as an animation."""
+
+    run: RunArgument = None
+    """run folder"""
+    views: Annotated[Literal["test", "train", "orbit"], arg(metavar="test|train|orbit", help_behavior_hint="")] = "orbit"
+    """which views"""
+    out: OutFolder = None
+    """folder for the pictures; RUN/VIEWS if not given"""
+    backend: BackendName = None
+    """what computes"""
+    force: Flag = False
+    """overwrite pictures in a folder that exists"""
+    quiet: Flag = False
+    """show nothing but errors"""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """PSNR and SSIM on held-out views; with a ground truth also Chamfer distance, F-score and normal error."""
+
+    run: RunArgument = None
+    """run folder"""
+    gt: Annotated[Path | None, arg(metavar="MESH|POINTS", help_behavior_hint="")] = None
+    """true surface: a mesh, or points.npz"""
+    mesh: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """the mesh to score; RUN/mesh.ply if not given"""
+    backend: BackendName = None
+    """what computes"""
+    json: JsonFile = None
+    """write the scores as JSON, - for stdout"""
+    force: Flag = False
+    """overwrite a file of scores that exists"""
+    quiet: Flag = False
+    """show nothing but errors"""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Make photographs of a solid of known shape, reconstruct it and score the mesh against the truth."""
+
+    out: OutFolder = None
+    """folder for everything; ./demo if not given"""
+    force: Flag = False
+    """overwrite an earlier demo"""
+    json: JsonFile = None
+    """write progress as JSON lines, - for stdout"""
+    quiet: Flag = False
+    """show nothing but errors"""
+    settings: Annotated[Settings, OmitArgPrefixes, arg(name="")] = field(default_factory=Settings)
+
+
+def flags(kind: type) -> list[str]:
+    """Every --flag of a verb."""
+    nested = {"photographs": Photographs, "settings": Settings}
+    return [flag for f in fields(kind) for flag in (flags(nested[f.name]) if f.name in nested else [f"--{f.name}"])]
+
+
+def configure(settings: Settings, photographs: Photographs | None = None, base: str | None = None) -> Config:
+    """Defaults < `base` or --config < --set < flags.
+
+    Raises:
+        UsageError: a number that makes no sense. ConfigError: see load_config.
+    """
+    config = load_config(settings.config or base, settings.set)
+    if settings.minutes is not None and settings.steps is not None:
+        raise UsageError("--minutes and --steps are one dial: give one of them")
+    for name, number, least in (("minutes", settings.minutes, 0.0), ("steps", settings.steps, 1), ("resolution", settings.resolution, 8),
+                                ("threads", settings.threads, 0), ("seed", settings.seed, 0)):
+        if number is not None and not number >= least:
+            raise UsageError(f"--{name} wants {least:g} or more, found {number:g}")
+    train = _given(config.train, seed=settings.seed)
+    if settings.minutes is not None or settings.steps is not None:
+        train = replace(train, minutes=settings.minutes, steps=settings.steps)
+    return replace(
+        config,
+        scene=read_as(config.scene, photographs or Photographs()),
+        train=train,
+        mesh=_given(config.mesh, resolution=settings.resolution),
+        backend=settings.backend or config.backend,
+        threads=config.threads if settings.threads is None else settings.threads,
+    )
+
+
+def read_as(scene: SceneConfig, flags: Photographs) -> SceneConfig:
+    """`scene` with the flags about photographs on top.
+
+    Raises:
+        UsageError: a flag that makes no sense.
+    """
+    if flags.holdout is not None and (flags.holdout < 0 or flags.holdout == 1):
+        raise UsageError(f"--holdout wants 0 (nothing), or 2 or more (every N-th view), found {flags.holdout}")
+    if flags.masks not in (None, "auto", "ignore") and not Path(str(flags.masks)).is_dir():
+        raise UsageError(f"--masks wants auto, ignore or a folder of masks, found {flags.masks!r}")
+    return _given(scene, masks=flags.masks, holdout=flags.holdout)
+
+
+def _given(section: T, **flags: object) -> T:
+    return replace(section, **{name: value for name, value in flags.items() if value is not None})  # type: ignore[type-var]
