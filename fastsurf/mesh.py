@@ -213,7 +213,9 @@ def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: b
     keep = np.ones(n, bool)
     if fill_cavities:
         volume = np.bincount(label, signed_volumes(vertices, faces), n)
-        for cavity in np.flatnonzero(closed_components(faces, label, n) & (volume < 0)):
+        for cavity in np.flatnonzero(volume < 0):
+            if not is_watertight(faces[label == cavity]):
+                continue
             keep[cavity] = False
             shell = vertices[faces[label == cavity]]
             low, high = shell.min((0, 1)), shell.max((0, 1))
@@ -246,39 +248,27 @@ def components(vertices: Floats, faces: Faces) -> Ints:
 
 def face_areas(vertices: Floats, faces: Faces) -> Floats:
     """(f,)."""
-    a, b, c = np.moveaxis(vertices[faces], 1, 0)
-    areas: Floats = 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1)
-    return areas
+    return _by_face(lambda a, b, c: 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1), vertices, faces)
 
 
 def signed_volumes(vertices: Floats, faces: Faces) -> Floats:
     """Volume (f,) of the tetrahedra between faces and the vertices' middle; over a closed mesh they add up to its volume."""
-    a, b, c = np.moveaxis(vertices[faces] - vertices.mean(0), 1, 0)
-    volumes: Floats = (a * np.cross(b, c)).sum(1) / 6
-    return volumes
+    middle = vertices.mean(0)
+    return _by_face(lambda a, b, c: ((a - middle) * np.cross(b - middle, c - middle)).sum(1) / 6, vertices, faces)
 
 
-def closed_components(faces: Faces, label: Ints, n: int) -> Bools:
-    """Which components (n,) are watertight: every directed edge has its opposite, once."""
-    whole: Bools = np.bincount(label, _open_edges(faces), n) == 0
-    return whole
+def _by_face(f: Callable[[Floats, Floats, Floats], Floats], vertices: Floats, faces: Faces) -> Floats:
+    """f of every face's three corners, a part at a time."""
+    parts = [f(*np.moveaxis(vertices[faces[k : k + _BATCH]], 1, 0)) for k in range(0, len(faces), _BATCH)]
+    return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def is_watertight(faces: Faces) -> bool:
     """Every directed edge occurs once, and so does its opposite."""
-    return len(faces) > 0 and not _open_edges(faces).any()
-
-
-def _open_edges(faces: Faces) -> Ints:
-    """How many edges of each face (f,) have not exactly one partner that runs the other way."""
     start, end = faces.astype(np.int64), np.roll(faces, -1, 1).astype(np.int64)
-    n = int(faces.max()) + 1
-    edge, back = (start * n + end).ravel(), (end * n + start).ravel()
-    order = np.sort(edge)
-    once = np.searchsorted(order, edge, "right") - np.searchsorted(order, edge) == 1
-    partner = np.searchsorted(order, back, "right") - np.searchsorted(order, back) == 1
-    lonely: Ints = (~(once & partner)).reshape(-1, 3).sum(1)
-    return lonely
+    n = int(faces.max(initial=0)) + 1
+    edges = np.sort((start * n + end).ravel())
+    return len(edges) > 0 and bool((np.diff(edges) > 0).all() and (edges == np.sort((end * n + start).ravel())).all())
 
 
 def winding(point: Floats, triangles: Floats) -> float:
