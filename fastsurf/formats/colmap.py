@@ -75,7 +75,7 @@ def read(folder: Path) -> Model:
     cameras = {i: Camera(c.model.name, c.width, c.height, tuple(map(float, c.params))) for i, c in found.cameras.items()}
     posed = [image for image in found.images.values() if image.has_pose]
     images = {image.name: (cameras[image.camera_id], image.cam_from_world().inverse().matrix()) for image in posed}
-    points = np.array([point.xyz for point in found.points3D.values()]).reshape(-1, 3)
+    points = np.array([point.xyz for _, point in sorted(found.points3D.items())]).reshape(-1, 3)
     return Model(images, points)
 
 
