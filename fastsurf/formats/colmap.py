@@ -37,7 +37,9 @@ class Model:
 def find(folder: Path) -> Path | None:
     """The folder that holds cameras, images and points3D: of several models the one with most images."""
     models = _models(folder)
-    return max(models, key=_count) if models else None
+    if len(models) > 1:
+        return max(models, key=_count)
+    return models[0] if models else None
 
 
 def load(scene: Path, folder: Path, masks: str) -> Capture:
