@@ -15,7 +15,7 @@ from .errors import SceneError
 CELLS = 64  # of the visual hull along each axis; half as many while the hull is searched for
 AGREE = 0.9  # share of the views seeing a point whose masks must hold it: hand-drawn masks err
 PADDING = 1.06  # of a box that holds the object's extent
-SPREAD = 1.2  # of the box that holds 96 % of the sparse points along each axis: smooth parts have none
+SPREAD = 1.25  # of the box that holds 96 % of the sparse points along each axis: smooth parts have none
 FEWEST_POINTS = 20
 PARALLEL = 1e-3  # mean squared sine of the angle between lines of sight below which their meeting point means nothing
 CLEARANCE = 0.65  # of the way from the centre to the nearer cameras that a guessed box may take (fox: ears, plaque and nose fit)

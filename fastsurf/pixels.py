@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .cameras import Camera, unproject
+from .cameras import Camera, project, unproject
 
 TOLERANCE = 5e-4  # pixels that interpolation between nodes may be wrong
 SPACINGS = (1024, 64, 32, 16, 8, 4, 2, 1)  # of the nodes, pixels; the first serves lenses without distortion
@@ -68,14 +68,15 @@ def _fit(camera: Camera) -> np.ndarray:
     """The coarsest grid of nodes (rows, columns, 2) that is right within TOLERANCE at pixels between them."""
     size = np.array([camera.width, camera.height])
     trial = np.random.default_rng(0).integers(0, size, (500, 2))
-    truth = unproject(camera, trial + 0.5)
-    pixels = torch.from_numpy(trial)
+    trial = trial[np.isfinite(unproject(camera, trial + 0.5)).all(-1)]
+    pixels, view = torch.from_numpy(trial), torch.zeros(len(trial), dtype=torch.int64)
     for spacing in SPACINGS:
         columns, rows = np.maximum(-(-(size - 1) // spacing) + 1, 4)
         u, v = np.linspace(0, size[0] - 1, columns), np.linspace(0, size[1] - 1, rows)
         grid = unproject(camera, np.stack(np.meshgrid(u, v), -1).reshape(-1, 2) + 0.5).reshape(rows, columns, 2)
-        blend = _directions([camera], [grid], [(0, columns, rows)])(torch.zeros(500, dtype=torch.int64), *pixels.T)
-        if np.all(np.abs(blend.numpy() - truth) * camera.focal < TOLERANCE):  # False for NaN
+        plane = _directions([camera], [grid], [(0, columns, rows)])(view, *pixels.T).numpy()
+        back = project(camera, np.concatenate([plane, np.ones((len(plane), 1))], -1))
+        if np.all(np.abs(back - trial - 0.5) < TOLERANCE):  # False for NaN
             break
     return grid
 

@@ -171,7 +171,9 @@ def split(views: Sequence[View], holdout: int) -> tuple[list[int], list[int]]:
 
 def choose_box(capture: Capture, train: Sequence[int], masks: Sequence[np.ndarray] | None, config: SceneConfig) -> Box:
     """The box that the user wants, where not stated found from the training views."""
-    if config.radius is not None and not config.radius > 0:
+    if not np.isfinite(np.array([*(config.center or ()), config.radius or 1.0])).all():
+        raise SceneError(f"scene.center and scene.radius must be finite, found {config.center} and {config.radius}")
+    if config.radius is not None and config.radius <= 0:
         raise SceneError(f"scene.radius must be positive, found {config.radius}")
     if config.center is not None and config.radius is not None:
         return Box(np.array(config.center), config.radius, "configuration")
