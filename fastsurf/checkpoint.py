@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from .config import Config, from_dict, to_dict
@@ -77,13 +77,7 @@ def read_header(path: Path) -> Header:
     Raises:
         CheckpointError: no file, not a checkpoint of ours, damaged, or of another format number.
     """
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint {path}: want the run folder of a reconstruction that has saved at least once")
-    try:
-        with safe_open(path, framework="pt") as f:
-            text = (f.metadata() or {}).get("fastsurf")
-    except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"{path}: damaged or not a checkpoint ({e})") from None
+    text = _metadata(path).get("fastsurf")
     if text is None:
         raise CheckpointError(f"{path}: a safetensors file, but not one of fastsurf's")
     tree: dict[str, Any] = json.loads(text)
@@ -96,14 +90,30 @@ def read_header(path: Path) -> Header:
     )
 
 
+def _metadata(path: Path) -> dict[str, str]:
+    """The free part of a safetensors header: 8 bytes of length, then JSON."""
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}: want the run folder of a reconstruction that has saved at least once")
+    try:
+        with open(path, "rb") as f:
+            length = int.from_bytes(f.read(8), "little")
+            if length > os.fstat(f.fileno()).st_size:
+                raise ValueError("the header is longer than the file")
+            return dict(json.loads(f.read(length)).get("__metadata__", {}))
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path}: damaged or not a checkpoint ({e})") from None
+
+
 def load_model(path: Path, header: Header, model: Model) -> dict[str, Tensor]:
     """Fill a model with a checkpoint's parameters and grid; returns all tensors of the file.
 
     Raises:
         CheckpointError: the tensors don't fit the model.
     """
-    with safe_open(path, framework="pt") as f:
-        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+    try:
+        tensors = load(path.read_bytes())  # read once: a running reconstruction may replace the file at any moment
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"{path}: damaged ({e})") from None
     try:
         model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     except RuntimeError as e:

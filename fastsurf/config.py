@@ -66,7 +66,7 @@ class GridConfig:
 
     resolution: int = 96
     update_every: int = 16  # steps
-    decay: float = 0.95  # of the running maximum, at each update
+    decay: float = 0.7  # of the running maximum, at each update
     error_budget: float = 1.0 / 255.0  # opacity that all culled samples of a ray may lose together
     steps: int = 256  # marching steps along the box diagonal
     secant_steps: int = 8

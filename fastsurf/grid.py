@@ -24,7 +24,7 @@ class OccupancyGrid(nn.Module):
         self.config = config
         g = config.resolution
         self.threshold = 1.0 - (1.0 - config.error_budget) ** (1.0 / samples_per_ray)  # tau of the module's docstring
-        self.register_buffer("values", torch.ones(g, g, g))  # decaying maximum of occupancy, (x, y, z)
+        self.register_buffer("values", torch.zeros(g, g, g))  # decaying maximum of occupancy, (x, y, z)
         self.register_buffer("occupied", torch.ones(g, g, g, dtype=torch.bool))  # everything, until looked at
 
     @property

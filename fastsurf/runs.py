@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from .backends import choose_backend
+from .backends import Backend
 from .checkpoint import Header, load_model, read_header, write_whole
 from .errors import CheckpointError, SceneError, UsageError
 from .hooks import Hook, MeshProgress, Saved
 from .mesh import Mesh
-from .meshio import read_mesh, write_mesh
+from .meshio import read_mesh, write_mesh, writer
 from .metrics import psnr, score_mesh, ssim
 from .model import Model
 from .pictures import normal_picture, orbit, png, render_rays, to_bytes
 from .rays import Rays
-from .reconstruct import CHECKPOINT, MESH, announce, make_mesh
+from .reconstruct import CHECKPOINT, MESH, announce, compute, make_mesh
 from .scene import Scene, load_scene
 
 ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizontal field of view in radians
 FRAME_MS = 66
 
 
-def open_run(run: str | Path, backend: str = "auto") -> tuple[Header, Model]:
+def open_run(run: str | Path, backend: Backend) -> tuple[Header, Model]:
     """The model of a run as its last checkpoint left it, and what that says.
 
     Raises:
@@ -35,7 +35,7 @@ def open_run(run: str | Path, backend: str = "auto") -> tuple[Header, Model]:
     """
     path = Path(run) / CHECKPOINT
     header = read_header(path)
-    model = Model(header.config, choose_backend(backend), header.background)
+    model = Model(header.config, backend, header.background)
     load_model(path, header, model)
     model.set_progress(header.progress)
     return header, model
@@ -59,21 +59,24 @@ def mesh_run(
     resolution: int | None = None,
     closed: bool | None = None,
     backend: str = "auto",
+    threads: int = 0,
     hooks: Sequence[Hook] = (),
 ) -> Mesh:
     """Mesh again, at another resolution or open at the scene box; in the input's own frame."""
-    header, model = open_run(run, backend)
-    mesh = header.config.mesh
-    mesh = replace(mesh, resolution=resolution or mesh.resolution, closed=mesh.closed if closed is None else closed)
+    writer(Path(out))
     events = announce(hooks)
-    result = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events)
+    with compute(backend, threads) as kernels:
+        header, model = open_run(run, kernels)
+        mesh = header.config.mesh
+        mesh = replace(mesh, resolution=resolution or mesh.resolution, closed=mesh.closed if closed is None else closed)
+        result = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events)
     write_mesh(Path(out), result)
     events(Saved("mesh", Path(out)))
     return result
 
 
 def render_run(
-    run: str | Path, views: str, out: str | Path, backend: str = "auto", hooks: Sequence[Hook] = ()
+    run: str | Path, views: str, out: str | Path, backend: str = "auto", threads: int = 0, hooks: Sequence[Hook] = ()
 ) -> list[Path]:
     """Pictures of a run: OUT/NAME.png, OUT/normal/NAME.png, OUT/depth/NAME.npy (float32, along the ray, input units) and .png.
 
@@ -85,16 +88,24 @@ def render_run(
     """
     if views not in ("test", "train", "orbit"):
         raise UsageError(f"--views wants test, train or orbit; found {views!r}")
-    header, model = open_run(run, backend)
-    out, events, written = Path(out), announce(hooks), []
+    out, events = Path(out), announce(hooks)
+    with compute(backend, threads) as kernels:
+        header, model = open_run(run, kernels)
+        written = _render(header, model, views, out, events)
+    events(Saved("pictures", out))
+    return written
+
+
+def _render(header: Header, model: Model, views: str, out: Path, events: Hook) -> list[Path]:
     if views == "orbit":
-        cameras = _orbit_rays(header, model)
+        cameras = _orbit_rays(header)
     else:
         scene = open_scene(header)
         index = scene.test if views == "test" else scene.train
         if not index:
             raise UsageError(f"the run has no {views} views: reconstruct with --holdout 8, or use --views train")
         cameras = [(Path(scene.capture.views[i].name).stem, *scene.rays(i)) for i in index]
+    written: list[Path] = []
     frames = []
     for done, (name, rays, (h, w)) in enumerate(cameras):
         rendering = render_rays(model, rays)
@@ -114,7 +125,6 @@ def render_run(
     if views == "orbit":
         write_whole(out / "orbit.webp", _animation(frames))
         written.append(out / "orbit.webp")
-    events(Saved("pictures", out))
     return written
 
 
@@ -123,6 +133,7 @@ def eval_run(
     truth: str | Path | None = None,
     mesh: str | Path | None = None,
     backend: str = "auto",
+    threads: int = 0,
     hooks: Sequence[Hook] = (),
 ) -> dict[str, Any]:
     """Scores of a run.
@@ -135,19 +146,9 @@ def eval_run(
         `psnr`, `ssim` (means over held-out views; None without any), `views` (each by name), and `mesh` with Chamfer distance,
         F-scores and normal error where a truth is given.
     """
-    header, model = open_run(run, backend)
-    scene, events = open_scene(header), announce(hooks)
-    views = {}
-    behind = 0.0 if header.background == "black" else 1.0
-    for done, i in enumerate(scene.test):
-        rays, (h, w) = scene.rays(i)
-        picture = render_rays(model, rays).rgb.numpy().reshape(h, w, 3)
-        photo = scene.images[i].numpy() / 255.0
-        if scene.masks is not None:
-            alpha = scene.masks[i].numpy()[..., None] / 255.0
-            photo = photo * alpha + behind * (1.0 - alpha)
-        views[scene.capture.views[i].name] = {"psnr": psnr(picture, photo), "ssim": ssim(picture, photo)}
-        events(MeshProgress((done + 1) / len(scene.test), scene.capture.views[i].name))
+    with compute(backend, threads) as kernels:
+        header, model = open_run(run, kernels)
+        views = _score_views(header, model, announce(hooks))
     scores: dict[str, Any] = {
         "psnr": float(np.mean([v["psnr"] for v in views.values()])) if views else None,
         "ssim": float(np.mean([v["ssim"] for v in views.values()])) if views else None,
@@ -160,12 +161,28 @@ def eval_run(
     return scores
 
 
+def _score_views(header: Header, model: Model, events: Hook) -> dict[str, dict[str, float]]:
+    """PSNR and SSIM of each held-out view; behind masks both pictures show the same plain background."""
+    scene, views = open_scene(header), {}
+    behind = 0.0 if header.background == "black" else 1.0
+    for done, i in enumerate(scene.test):
+        rays, (h, w) = scene.rays(i)
+        picture = render_rays(model, rays).rgb.numpy().reshape(h, w, 3)
+        photo = scene.images[i].numpy() / 255.0
+        if scene.masks is not None:
+            alpha = scene.masks[i].numpy()[..., None] / 255.0
+            photo = photo * alpha + behind * (1.0 - alpha)
+        views[scene.capture.views[i].name] = {"psnr": psnr(picture, photo), "ssim": ssim(picture, photo)}
+        events(MeshProgress((done + 1) / len(scene.test), scene.capture.views[i].name))
+    return views
+
+
 def write_json(path: str | Path, tree: object) -> None:
     """A JSON file, whole or not at all."""
     write_whole(Path(path), (json.dumps(tree, indent=1) + "\n").encode())
 
 
-def _orbit_rays(header: Header, model: Model) -> list[tuple[str, Rays, tuple[int, int]]]:
+def _orbit_rays(header: Header) -> list[tuple[str, Rays, tuple[int, int]]]:
     """A circle at the cameras' mean height, if the photographs are still there; else above the box's equator."""
     try:
         scene = open_scene(header)

@@ -20,7 +20,8 @@ def test_everything_is_in_use_until_looked_at():
 
 def test_the_grid_keeps_the_solid_and_drops_empty_space():
     grid, generator = OccupancyGrid(GridConfig(resolution=32), 24), torch.Generator().manual_seed(0)
-    for _ in range(250):  # the running maximum forgets what it was born with
+    grid.update(logit, generator, everywhere=True)
+    for _ in range(10):
         grid.update(logit, generator)
     depth = Sphere().level(middles(32).view(-1, 3)).view(32, 32, 32)
     cell = 2.0 / 32
@@ -49,6 +50,15 @@ def test_new_matter_is_noticed():
     for _ in range(60):  # an eighth of the empty cells each time
         grid.update(logit, generator)
     assert grid.occupied[8, 8, 8]
+
+
+def test_matter_that_went_away_is_forgotten():
+    grid, generator = OccupancyGrid(GridConfig(resolution=16), 24), torch.Generator().manual_seed(0)
+    grid.update(lambda x: torch.full((len(x),), 30.0), generator, everywhere=True)
+    assert grid.share == 1
+    for _ in range(40):
+        grid.update(logit, generator)
+    assert grid.share < 0.5
 
 
 def test_updates_repeat_with_their_seed():

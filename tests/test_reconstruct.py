@@ -1,0 +1,150 @@
+"""The whole way, small, on the reference backend: what lands on disk, in which frame, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from fastsurf.config import load_config
+from fastsurf.errors import BackendError, CheckpointError, MeshError, UsageError
+from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Saved, TrainState
+from fastsurf.reconstruct import fit_to, reconstruct
+from fastsurf.runs import eval_run, mesh_run, render_run
+from test_checkpoint import SMALL
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder, tmp_path_factory):
+    run, events = tmp_path_factory.mktemp("run") / "r", []
+    result = reconstruct(tiny_folder, load_config(None, SMALL), run=run, hooks=[events.append])
+    return result, events
+
+
+def test_a_run_folder_holds_what_it_should(finished):
+    result, _ = finished
+    assert {p.name for p in result.run.iterdir()} == {"config.toml", "log.jsonl", "checkpoint.safetensors", "preview.png", "mesh.ply"}
+    lines = [json.loads(line) for line in (result.run / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "step"]
+    assert steps[-1]["step"] == 24 and set(steps[-1]) >= {"seconds", "loss", "psnr", "half_width", "occupied", "samples_per_second"}
+    assert load_config(str(result.run / "config.toml")).train.steps == 24
+
+
+def test_events_tell_the_story_in_order(finished):
+    _, events = finished
+    phases = [(type(e), e.name) for e in events if isinstance(e, PhaseStarted | PhaseDone)]
+    assert phases == [(t, n) for n in ("read", "train", "mesh") for t in (PhaseStarted, PhaseDone)]
+    assert [e.step for e in events if isinstance(e, TrainState)] == list(range(1, 25))
+    assert any(isinstance(e, MeshProgress) for e in events)
+    assert [e.what for e in events if isinstance(e, Saved)][-1] == "mesh"
+
+
+def test_the_mesh_is_solid_coloured_and_in_the_input_frame(finished, tiny):
+    result, _ = finished
+    mesh = trimesh.load(result.mesh_path, process=False)
+    assert mesh.is_watertight and mesh.volume > 0
+    np.testing.assert_allclose(mesh.bounds.mean(0), tiny.center, atol=0.5 * tiny.radius)
+    assert mesh.visual.vertex_colors.shape == (len(mesh.vertices), 4)
+    outward = (mesh.vertex_normals * result.mesh.normals).sum(1)
+    assert np.mean(outward > 0.5) > 0.9
+
+
+def test_moving_and_scaling_the_cameras_moves_and_scales_the_mesh(tiny_folder, tmp_path, finished):
+    """A scene in kilometres, far from the origin, is the same scene."""
+    scale, shift = 1000.0, np.array([400_000.0, 5_600_000.0, 120.0])
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "images").symlink_to(tiny_folder / "images")
+    for name in ("transforms_train.json", "transforms_test.json"):
+        tree = json.loads((tiny_folder / name).read_text())
+        for frame in tree["frames"]:
+            pose = np.array(frame["transform_matrix"])
+            pose[:3, 3] = pose[:3, 3] * scale + shift
+            frame["transform_matrix"] = pose.tolist()
+        (moved / name).write_text(json.dumps(tree))
+    result = reconstruct(moved, load_config(None, SMALL), run=tmp_path / "r")
+    here = finished[0].mesh.vertices * scale + shift
+    np.testing.assert_allclose(result.mesh.vertices.min(0), here.min(0), atol=0.02 * scale)
+    np.testing.assert_allclose(result.mesh.vertices.max(0), here.max(0), atol=0.02 * scale)
+
+
+def test_stopping_early_still_saves_and_meshes(tiny, tmp_path):
+    asked = []
+
+    def stop():
+        asked.append(True)
+        return len(asked) == 5
+
+    result = reconstruct(tiny, load_config(None, SMALL), run=tmp_path / "r", should_stop=stop)
+    assert result.stopped and result.state.step == 5 and result.mesh_path.exists()
+    again = reconstruct(tiny, load_config(None, SMALL), run=tmp_path / "r", go_on=True)
+    assert again.state.step == 24 and not again.stopped
+
+
+def test_an_existing_run_is_not_overwritten(tiny, finished):
+    before = (finished[0].run / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(UsageError, match="--resume"):
+        reconstruct(tiny, load_config(None, SMALL), run=finished[0].run)
+    assert (finished[0].run / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_resuming_nothing_is_refused(tiny, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        reconstruct(tiny, load_config(None, SMALL), run=tmp_path / "r", go_on=True)
+
+
+def test_an_empty_scene_gives_a_reason_and_no_file(tiny, tmp_path):
+    config = load_config(None, [*SMALL, "train.steps=1", "field.prior_radius=-9.0"])
+    with pytest.raises(MeshError):
+        reconstruct(tiny, config, run=tmp_path / "r")
+    assert not (tmp_path / "r" / "mesh.ply").exists() and (tmp_path / "r" / "checkpoint.safetensors").exists()
+
+
+def test_training_that_diverges_stops_with_a_line(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastsurf.train.color_loss", lambda rgb, target: (rgb - target).sum() * torch.nan)
+    with pytest.raises(BackendError, match="diverged at step 0"):
+        reconstruct(tiny, load_config(None, SMALL), run=tmp_path / "r")
+
+
+def test_the_finest_level_follows_the_photographs(tiny):
+    fitted = fit_to(tiny, load_config())
+    assert fitted.field.finest_resolution >= 256
+    assert fit_to(tiny, load_config(None, ["field.finest_resolution=333"])).field.finest_resolution in (333, 334, 335)
+
+
+def test_a_run_can_be_meshed_again(finished, tmp_path):
+    mesh = mesh_run(finished[0].run, tmp_path / "again.glb", resolution=32)
+    assert 0 < len(mesh.faces) < len(finished[0].mesh.faces)
+    assert (tmp_path / "again.glb").exists()
+    same = mesh_run(finished[0].run, tmp_path / "same.ply", backend="reference")
+    np.testing.assert_array_equal(same.vertices, finished[0].mesh.vertices)
+
+
+def test_a_run_can_be_rendered(finished, tmp_path):
+    from PIL import Image
+
+    written = render_run(finished[0].run, "test", tmp_path / "p", backend="reference")
+    names = {str(p.relative_to(tmp_path / "p")) for p in written}
+    assert {"test_000.png", "normal/test_000.png", "depth/test_000.png", "depth/test_000.npy"} <= names
+    assert Image.open(tmp_path / "p" / "test_000.png").size == (48, 48)
+    depth = np.load(tmp_path / "p" / "depth" / "test_000.npy")
+    assert depth.shape == (48, 48) and np.isfinite(depth).all()
+    with pytest.raises(UsageError, match="sideways"):
+        render_run(finished[0].run, "sideways", tmp_path / "p")
+
+
+def test_a_run_can_be_scored(finished, tiny_folder):
+    scores = eval_run(finished[0].run, tiny_folder / "gt" / "mesh.ply", backend="reference")
+    assert len(scores["views"]) == 2 and 5 < scores["psnr"] < 50 and 0 < scores["ssim"] < 1
+    assert 0 < scores["mesh"]["f_score"] <= 1 and scores["mesh"]["chamfer"] > 0
+
+
+def test_notes_of_the_scene_reach_the_user(tiny, tmp_path):
+    events = []
+    tiny.notes.append("something to know")
+    try:
+        reconstruct(tiny, load_config(None, [*SMALL, "train.steps=1"]), run=tmp_path / "r", hooks=[events.append])
+    finally:
+        tiny.notes.remove("something to know")
+    assert Note("something to know") in events
