@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .mesh import Mesh, extract
+from .mesh import Mesh, extract, sample_surface
 from .meshio import write_mesh
 
 Array: TypeAlias = npt.NDArray[np.floating[Any]]  # float32 for pictures, float64 for the truth
@@ -411,11 +411,7 @@ def truth(resolution: int = 320) -> Mesh:
 
 def surface_points(mesh: Mesh, n: int, rng: np.random.Generator) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """About n points (n, 3), uniform by area, on the exact surface, and their normals."""
-    corners = mesh.vertices[mesh.faces]
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
-    picked = corners[rng.choice(len(area), n, p=area / area.sum())]
-    a, b = np.sqrt(rng.random((n, 1))), rng.random((n, 1))
-    p = ((1 - a) * picked[:, 0] + a * (1 - b) * picked[:, 1] + a * b * picked[:, 2]).T
+    p = sample_surface(mesh.vertices, mesh.faces, n, rng)[0].T
     for _ in range(2):
         p = p - _in_chunks(lambda q: normals(q, 1e-5) * distance(q), p)
     p = p[:, np.abs(_in_chunks(distance, p)) < 1e-4]
