@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run([a for a in args if a != "--debug"], interrupt, kept)
         except BaseException as e:
             if interrupt.stopped_at_once or isinstance(e, KeyboardInterrupt):
-                where = f"the last checkpoint is {kept.checkpoint}" if kept.checkpoint else "nothing was under way that could be saved"
+                where = f"the last checkpoint is {kept.checkpoint}" if kept.checkpoint else "nothing was saved"
                 return _fail(f"stopped; {where}", STOPPED)
             if debug and not isinstance(e, SystemExit):
                 raise
@@ -220,7 +220,9 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
     config = configure(o.settings, o.photographs, base)
     if o.out is not None:
         _check_mesh_file(o.out, o.force or o.resume)
-    if o.force and not o.resume:
+    if o.resume:
+        kept.checkpoint = run / "checkpoint.safetensors"
+    elif o.force:
         (run / "checkpoint.safetensors").unlink(missing_ok=True)
 
     with _display(o.json, o.quiet, name, ("read", "train", "mesh"), interrupt.requested) as display, \

@@ -1,16 +1,21 @@
 """What `fastsurf info` prints: the facts of info.report as a table, with a picture of where the cameras stand."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 LABEL = 11  # columns
+ARROWS = "→↗↑↖←↙↓↘"
 
 
 def report_lines(facts: Mapping[str, Any]) -> list[str]:
     """Lines of text, about 100 columns wide at most but for paths and remarks."""
-    box, distance = facts["box"], facts["camera_distance"]
+    box, ring = facts["box"], facts["ring"]
     masks = "none" if facts["masks"] is None else f"the object fills {facts['masks']['object_share']:.0%} of a photograph"
     shares = f"{facts['train']} to learn from" + (f", {facts['test']} held out" if facts["test"] else "")
+    reach = f"{ring['nearest']:.2f} to {ring['furthest']:.2f}"
     rows = [
         ("scene", facts["path"]),
         ("format", facts["format"]),
@@ -19,26 +24,43 @@ def report_lines(facts: Mapping[str, Any]) -> list[str]:
         ("masks", masks),
         ("points", f"{facts['points']:,} sparse points" if facts["points"] else "none"),
         ("box", f"centre {_vector(box['center'])}, radius {box['radius']:.4g}, from {box['source']}"),
-        ("distance", f"cameras are {distance['median']:.2f} radii from the centre ({distance['min']:.2f} to {distance['max']:.2f})"),
+        ("ring", f"{ring['median']:.2f} radii from the centre ({reach}), {ring['degrees']:.0f} degrees wide"),
         ("pixel", f"{facts['pixel']:.3g} on the object, 1/{1 / facts['pixel_share']:.0f} of the box"),
-        ("resolution", f"up to {facts['suggested_finest_resolution']} cells along the box can be seen"),
+        ("resolution", f"up to {facts['finest_resolution']} cells along the box can be seen"),
     ]
     lines = [f"{label:<{LABEL}}{text}" for label, text in rows]
-    lines += ["", *_camera_lines(facts["camera_table"]), ""]
+    drawn = [line for line in camera_map(facts["views"], box["center"], box["radius"]) if line]
+    lines += ["", *(" " * LABEL + line for line in drawn), ""]
     lines += [f"{'note':<{LABEL}}{note}" for note in facts["notes"]]
     lines += [f"{'warning':<{LABEL}}{warning}" for warning in facts["warnings"]]
     verdict = f"fastsurf reconstruct {facts['path']} -o mesh.ply" if facts["usable"] else "this can't work as it is: see the warnings"
     return [*lines, f"{'next' if facts['usable'] else 'no':<{LABEL}}{verdict}"]
 
 
-def _camera_lines(table: Mapping[str, Any]) -> list[str]:
-    """How many cameras look from where: a row for each band of elevation, a column for each sector round the up axis."""
-    edges, sectors = table["elevation_edges"], table["sectors"]
-    azimuths = "".join(f"{360 * k // sectors:>4}" for k in range(sectors))
-    lines = [f"{'seen from':<{LABEL}}{'elevation':<14}{azimuths}  degrees round the up axis"]
-    for high, low, counts in zip(edges[:-1], edges[1:], table["counts"], strict=True):
-        lines.append(f"{'':<{LABEL}}{f'{low:+d} to {high:+d}':<14}" + "".join(f"{count or '·':>4}" for count in counts))
-    return lines
+def camera_map(views: Sequence[Mapping[str, Any]], center: Sequence[float], radius: float, columns: int = 49, rows: int = 19) -> list[str]:
+    """Where the views stand round the scene box, looked at along the direction in which they spread least.
+
+    An arrow is a training view and points where it looks, a ring is a held-out one; dots are the scene box.
+
+    Args:
+        views: each with center (3,), forward (3,) and split; world units.
+    """
+    offsets = np.array([view["center"] for view in views]) - np.asarray(center)
+    axes = np.linalg.svd(offsets - offsets.mean(0))[2][:2]  # (2, 3), the two directions of largest spread
+    flat, forward = offsets @ axes.T, np.array([view["forward"] for view in views]) @ axes.T  # (n, 2)
+    reach = 1.02 * max(float(np.abs(flat).max()), radius)
+    scale = np.array([2.0, -1.0]) * min((columns - 1) / 4, (rows - 1) / 2) / reach  # a cell is twice as high as wide
+    middle = np.array([columns - 1, rows - 1]) / 2
+
+    canvas = [[" "] * columns for _ in range(rows)]
+    left, bottom = np.ceil(middle - radius * np.abs(scale)).astype(int)
+    for row in range(bottom, rows - bottom):
+        canvas[row][left : columns - left] = "·" * (columns - 2 * left)
+    for view, (column, row), (x, y) in zip(views, np.rint(flat * scale + middle).astype(int), forward, strict=True):
+        held_out = view["split"] == "test"
+        if not (held_out and canvas[row][column] in ARROWS):
+            canvas[row][column] = "o" if held_out else ARROWS[round(math.atan2(y, x) / (math.pi / 4)) % 8]
+    return ["".join(line).rstrip() for line in canvas]
 
 
 def _counted(counts: Mapping[str, int]) -> str:
