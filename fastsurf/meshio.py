@@ -68,15 +68,30 @@ def read_mesh(path: Path) -> Mesh:
     if not path.is_file():
         raise MeshError(f"{path}: no such file")
     try:
-        loaded = trimesh.load_scene(path, process=False).to_mesh()
-    except Exception as e:
+        scene = trimesh.load_scene(path, process=False)
+    except Exception as e:  # trimesh raises many kinds on broken files
         raise MeshError(f"{path}: not a mesh that can be read ({type(e).__name__}: {e})") from None
-    if not len(loaded.faces):
+    parts = [_placed(scene.geometry[name], place) for place, name in (scene.graph[node] for node in scene.graph.nodes_geometry)
+             if isinstance(scene.geometry[name], trimesh.Trimesh) and len(scene.geometry[name].faces)]  # fmt: skip
+    if not parts:
         raise MeshError(f"{path}: holds no faces")
-    colors = np.asarray(loaded.visual.vertex_colors)[:, :3].astype(np.uint8) if loaded.visual.kind == "vertex" else None
+    first = np.cumsum([0] + [len(part.vertices) for part in parts[:-1]])
+    colors = [part.colors for part in parts if part.colors is not None]
     return Mesh(
-        np.array(loaded.vertices, np.float64), np.array(loaded.faces, np.int32), np.array(loaded.vertex_normals, np.float32), colors
+        np.concatenate([part.vertices for part in parts]),
+        np.concatenate([part.faces + np.int32(k) for part, k in zip(parts, first, strict=True)]),
+        np.concatenate([part.normals for part in parts]),
+        np.concatenate(colors) if len(colors) == len(parts) else None,
     )
+
+
+def _placed(geometry: Any, place: Floats) -> Mesh:
+    """A trimesh.Trimesh put into the world by a (4, 4) matrix. By hand: trimesh's own way forgets the file's normals."""
+    vertices = np.array(geometry.vertices, np.float64) @ place[:3, :3].T + place[:3, 3]
+    normals = np.array(geometry.vertex_normals, np.float64) @ np.linalg.inv(place[:3, :3])
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
+    colors = np.array(geometry.visual.vertex_colors[:, :3], np.uint8) if geometry.visual.kind == "vertex" else None
+    return Mesh(vertices, np.array(geometry.faces, np.int32), normals.astype(np.float32), colors)
 
 
 def _umask() -> int:

@@ -165,7 +165,7 @@ def _counts(points: Floats, mesh: Mesh, truth: Truth, views: Sequence[View]) -> 
     if truth.region is not None:
         low, high, world_to_box = truth.region
         boxed = points @ world_to_box[:3, :3].T + world_to_box[:3, 3]
-        counted = np.asarray((boxed >= low) & (boxed <= high)).all(1)
+        counted = np.all((boxed >= low) & (boxed <= high), axis=1)
     if not views:
         return counted
     visible = np.zeros(len(points), bool)
