@@ -12,13 +12,14 @@ from torch.nn.functional import max_pool2d
 from .cameras import Camera, View, project, unproject
 from .errors import SceneError
 
-CELLS = 64  # of the visual hull along each axis; half as many while the hull is searched for
+CELLS = 32  # of the grid that closes in on the visual hull, along each axis
 AGREE = 0.9  # share of the views seeing a point whose masks must hold it: hand-drawn masks err
 PADDING = 1.06  # of a box that holds the object's extent
 SPREAD = 1.25  # of the box that holds 96 % of the sparse points along each axis: smooth parts have none
 FEWEST_POINTS = 20
 PARALLEL = 1e-3  # mean squared sine of the angle between lines of sight below which their meeting point means nothing
-CLEARANCE = 0.65  # of the way from the centre to the nearer cameras that a guessed box may take (fox: ears, plaque and nose fit)
+NEAREST = 0.8  # part of the way from its centre to the nearest cameras that a box round points may take
+NEAREST_GUESS = 0.65  # and a guessed one (fox: ears, plaque and nose fit)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def common_view(views: Sequence[View]) -> Box:
     depths = np.array([(center - view.center) @ view.c2w[:, 2] for view in views])
     halves = np.array([math.sqrt(v.camera.width / v.camera.focal[0] * v.camera.height / v.camera.focal[1]) / 2 for v in views])
     radius = float(np.median((depths * halves)[depths > 0]))
-    return Box(center, min(radius, _clear_of_cameras(views, center)), "common view of the cameras")
+    return Box(center, min(radius, NEAREST_GUESS * _nearest_camera(views, center)), "common view of the cameras")
 
 
 def meeting_point(views: Sequence[View]) -> np.ndarray:
@@ -91,10 +92,10 @@ def meeting_point(views: Sequence[View]) -> np.ndarray:
     return center
 
 
-def _clear_of_cameras(views: Sequence[View], center: np.ndarray) -> float:
-    """The largest radius of a guessed box: it must not reach the cameras."""
-    distances = np.abs(np.stack([view.center for view in views]) - center).max(-1)  # a camera is outside a cube of smaller radius
-    return CLEARANCE * float(np.quantile(distances, 0.05))
+def _nearest_camera(views: Sequence[View], center: np.ndarray) -> float:
+    """The radius at which a cube reaches the nearest cameras, but for 5 % of them."""
+    distances = np.abs(np.stack([view.center for view in views]) - center).max(-1)
+    return float(np.quantile(distances, 0.05))
 
 
 def points_box(views: Sequence[View], points: np.ndarray) -> Box | None:
@@ -116,7 +117,7 @@ def points_box(views: Sequence[View], points: np.ndarray) -> Box | None:
     radius = SPREAD * float(np.max(high - low)) / 2
     if not radius > 0:
         return None
-    return Box(center, min(radius, _clear_of_cameras(views, center)), f"{len(points)} sparse points")
+    return Box(center, min(radius, NEAREST * _nearest_camera(views, center)), f"{len(points)} sparse points")
 
 
 def hull_box(views: Sequence[View], masks: Sequence[np.ndarray]) -> Box:
@@ -128,35 +129,44 @@ def hull_box(views: Sequence[View], masks: Sequence[np.ndarray]) -> Box:
     shown = [(view, mask) for view, mask in zip(views, masks, strict=True) if mask.max() > 127]
     if len(shown) < 2:
         raise SceneError(f"{len(shown)} of {len(masks)} masks show an object, want at least 2: replace them, or use --masks ignore")
-    origins = np.stack([view.center for view, _ in shown])
+    cells, edges = visual_hull(shown)
+    low, high = (cells - edges[:, None] / 2).min(0), (cells + edges[:, None] / 2).max(0)
+    return Box((low + high) / 2, PADDING * float(np.max(high - low)) / 2, f"visual hull of {len(shown)} masks")
+
+
+def visual_hull(shown: Sequence[tuple[View, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (n, 3) and edges (n,) of the cells that may hold the object of all masks; those at its surface are about 1/100 of it.
+
+    A grid closes in on the object, then cells are halved twice, the second time at the surface only.
+
+    Raises:
+        SceneError: no point of space lies inside the masks.
+    """
     center = meeting_point([view for view, _ in shown])
-    radius = float(np.linalg.norm(origins - center, axis=-1).max())
-    fine = False
-    while True:
-        kept, cell = carve(shown, center, radius, CELLS if fine else CELLS // 2)
-        if len(kept) == 0:
-            raise SceneError(
-                f"the {len(shown)} masks have no common object: no point of space lies inside {AGREE:.0%} of them; "
-                "check that masks and poses belong together, or use --masks ignore"
-            )
-        low, high = kept.min(0) - cell / 2, kept.max(0) + cell / 2
-        tight = float(np.max(high - low)) / 2
-        if fine:
-            return Box((low + high) / 2, PADDING * tight, f"visual hull of {len(shown)} masks")
-        fine = tight > 0.7 * radius
-        center, radius = (low + high) / 2, 1.05 * tight
+    radius = max(float(np.linalg.norm(view.center - center)) for view, _ in shown)
+    around = np.stack(np.meshgrid(*[(np.arange(CELLS) + 0.5) * 2 / CELLS - 1] * 3, indexing="ij"), -1).reshape(-1, 3)
+    tight = 0.0
+    while tight < 0.75 * radius:
+        radius = 1.05 * tight or radius
+        cell = 2 * radius / CELLS
+        kept = carve(shown, center + radius * around, cell)
+        low, high = kept.min(0), kept.max(0)
+        center, tight = (low + high) / 2, float(np.max(high - low) + cell) / 2
+    kept = carve(shown, _halved(kept, cell), cell / 2)
+    inner = _enclosed(kept, cell / 2)
+    outer = carve(shown, _halved(kept[~inner], cell / 2), cell / 4)
+    edges = np.repeat([cell / 2, cell / 4], [int(inner.sum()), len(outer)])
+    return np.concatenate([kept[inner], outer]), edges
 
 
-def carve(
-    shown: Sequence[tuple[View, np.ndarray]], center: np.ndarray, radius: float, cells: int = CELLS
-) -> tuple[np.ndarray, float]:
-    """Centres (n, 3) of the cells of a cells^3 grid that may hold the object, and the length of their edge.
+def carve(shown: Sequence[tuple[View, np.ndarray]], points: np.ndarray, cell: float) -> np.ndarray:
+    """Those of the cells round points (n, 3), with edge `cell`, that may hold the object.
 
     A cell is kept when it touches the mask in AGREE of the views that see it, and at least a quarter of all views see it.
+
+    Raises:
+        SceneError: none may.
     """
-    cell = 2 * radius / cells
-    axis = (np.arange(cells) + 0.5) * cell - radius
-    points = center + np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
     seen, missed = np.zeros(len(points)), np.zeros(len(points))
     for i in np.random.default_rng(0).permutation(len(shown)):
         view, mask = shown[i]
@@ -165,8 +175,28 @@ def carve(
         missed += inside & ~touched
         alive = missed <= (1 - AGREE) * len(shown)
         points, seen, missed = points[alive], seen[alive], missed[alive]
-    kept = (missed <= (1 - AGREE) * seen) & (seen >= max(2, len(shown) / 4))
-    return points[kept], cell
+    points = points[(missed <= (1 - AGREE) * seen) & (seen >= max(2, len(shown) / 4))]
+    if len(points) == 0:
+        raise SceneError(
+            f"the {len(shown)} masks have no common object: no point of space lies inside {AGREE:.0%} of them; "
+            "check that masks and poses belong together, or use --masks ignore"
+        )
+    return points
+
+
+def _halved(points: np.ndarray, cell: float) -> np.ndarray:
+    """The eight halves of each cell: (n, 3) -> (8 n, 3)."""
+    eighths = np.array(np.meshgrid(*[[-0.25, 0.25]] * 3)).reshape(3, 8).T * cell
+    return (points[:, None] + eighths).reshape(-1, 3)
+
+
+def _enclosed(points: np.ndarray, cell: float) -> np.ndarray:
+    """Whether all six neighbours of each cell are there too, (n,) bool."""
+    index = np.rint((points - points.min(0)) / cell).astype(int) + 1
+    filled = np.zeros(index.max(0) + 2, bool)
+    filled[tuple(index.T)] = True
+    neighbours = [filled[tuple((index + side * step).T)] for step in np.eye(3, dtype=int) for side in (-1, 1)]
+    return np.asarray(np.all(neighbours, axis=0))
 
 
 def _touches(view: View, mask: np.ndarray, points: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:
@@ -174,8 +204,8 @@ def _touches(view: View, mask: np.ndarray, points: np.ndarray, cell: float) -> t
     pixels, inside = _pixels(view, points)
     if not inside.any():
         return inside, inside
-    depth = np.linalg.norm(points[inside] - view.center, axis=-1)
-    reach = 0.87 * cell * max(view.camera.focal) / max(float(np.median(depth)), 1e-9)  # pixels, half a cell's diagonal
+    depth = float(np.median(np.linalg.norm(points[inside] - view.center, axis=-1)))
+    reach = 0.87 * cell * max(view.camera.focal) / max(depth, 1e-9)  # pixels, half a cell's diagonal
     shrink = max(1, int(reach // 2))
     wider = math.ceil(reach / shrink)
     bright = torch.from_numpy(mask > 127)[None].float()
