@@ -85,8 +85,8 @@ class Interrupt:
         return self._raised is not None
 
     @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Handlers in place; only the main thread can have them."""
+    def installed(self, process_ends: bool) -> Iterator[None]:
+        """Handlers in place; only the main thread can have them. If the process ends after that, Ctrl-C then ends it without a word."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -95,7 +95,7 @@ class Interrupt:
             yield
         finally:
             for s, handler in before.items():
-                signal.signal(s, handler)
+                signal.signal(s, signal.SIG_DFL if process_ends else handler)
 
 
 class Kept:
@@ -114,7 +114,7 @@ class Kept:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     interrupt, kept = Interrupt(), Kept()
-    with interrupt.installed():
+    with interrupt.installed(process_ends=argv is None):
         args = list(sys.argv[1:] if argv is None else argv)
         debug = "--debug" in args
         try:

@@ -179,7 +179,8 @@ class Demo:
 def flags(kind: type) -> list[str]:
     """Every --flag of a verb."""
     nested = {"photographs": Photographs, "settings": Settings}
-    return [flag for f in fields(kind) for flag in (flags(nested[f.name]) if f.name in nested else [f"--{f.name}"])]
+    named = [f for f in fields(kind) if f.type not in (SceneArgument, RunArgument)]
+    return [flag for f in named for flag in (flags(nested[f.name]) if f.name in nested else [f"--{f.name}"])]
 
 
 def configure(settings: Settings, photographs: Photographs | None = None, base: str | None = None) -> Config:
