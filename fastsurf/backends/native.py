@@ -21,7 +21,11 @@ from ..errors import BackendError
 ABI = 1
 SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
 LIBRARY = "_fastsurf_native"
-PROBLEMS = {1: "out of memory", 2: "this processor lacks the instruction set", 3: "an argument the library can't take"}
+PROBLEMS = {
+    1: "out of memory",
+    2: "this processor lacks the instruction set",
+    3: "an argument the library can't take, such as a table shorter than its levels or a step too small for a ray",
+}
 
 
 class _Level(ctypes.Structure):
@@ -92,6 +96,7 @@ class NativeBackend:
         assert occupied.dtype == torch.bool and occupied.shape == (cells, cells, cells), (occupied.dtype, occupied.shape)
         assert rays_o.shape == rays_d.shape == (n, 3) and t_far.shape == (n,), (rays_o.shape, rays_d.shape, t_near.shape, t_far.shape)
         t, count = torch.empty(n, most), torch.empty(n, dtype=torch.int64)
+        assert step > 0 and most >= 0, (step, most)
         rays = [_float(a) for a in (rays_o, rays_d, t_near, t_far)]
         self._call("occupied_steps", *rays, n, occupied.contiguous(), cells, step, most, t, count)
         return t, count

@@ -1,0 +1,376 @@
+"""Every operation against its definition, and the native kernels against the reference, with first and second derivatives.
+
+Points keep a distance from cell faces and from the ReLU's kink: there a derivative jumps, and rounding decides on which side.
+"""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import grad, gradcheck, gradgradcheck
+
+from fastsurf.backends import choose_backend, native
+from fastsurf.backends.native import NativeBackend
+from fastsurf.backends.reference import ReferenceBackend
+from fastsurf.encoding import entries, growth, level_table
+from fastsurf.errors import BackendError
+
+REFERENCE = ReferenceBackend()
+SHAPES = [  # levels, hidden, outputs, points
+    (8, 64, 16, 500),
+    (16, 16, 16, 97),
+    (5, 128, 16, 96),
+    (3, 48, 13, 7),
+    (4, 20, 1, 1),
+    (1, 64, 16, 8),
+]
+
+
+def native_backend(instructions: str, threads: int = 2) -> NativeBackend:
+    try:
+        return NativeBackend(threads, instructions)
+    except BackendError as e:
+        pytest.skip(str(e))
+
+
+@pytest.fixture(params=["avx2", "portable"])
+def fast(request) -> NativeBackend:
+    return native_backend(request.param)
+
+
+@pytest.fixture(params=["reference", "avx2", "portable"])
+def backend(request):
+    return REFERENCE if request.param == "reference" else native_backend(request.param)
+
+
+class Problem:
+    """A field with its points, in float32; `cast` gives it in another precision with gradients to be taken."""
+
+    def __init__(self, levels: int, hidden: int, outputs: int, n: int, seed: int = 0, log2_entries: int = 10):
+        g = torch.Generator().manual_seed(seed)
+        self.levels = level_table(levels, log2_entries, 4, growth(levels, 4, 21))
+        self.table = torch.randn(entries(self.levels), 2, generator=g)
+        sizes = [(hidden, 2 * levels), (outputs, hidden)]
+        self.weights = [torch.randn(size, generator=g) / math.sqrt(size[1]) for size in sizes]
+        x = torch.rand(2 * n + 50, 3, generator=g)
+        p = torch.stack([x.double() * v.scale + 0.5 for v in self.levels], 1)
+        z = REFERENCE.encode(x.double(), self.table.double(), self.levels) @ self.weights[0].double().T
+        clear = ((p - p.round()).abs() > 1e-4).flatten(1).all(1) & (z.abs() > 1e-4).all(1)
+        self.x = x[clear][:n]
+        assert len(self.x) == n
+        self.d_out, self.d_gradient = torch.randn(n, outputs, generator=g), torch.randn(n, 3, generator=g)
+
+    def cast(self, kind: torch.dtype) -> tuple[Tensor, Tensor, list[Tensor]]:
+        return self.x.to(kind), self.table.to(kind).requires_grad_(), [w.to(kind).requires_grad_() for w in self.weights]
+
+
+def assert_near(found, wanted, tolerance=1e-5):
+    """Relative error of each tensor's norm."""
+    for a, b in zip(found, wanted, strict=True):
+        assert a.shape == b.shape
+        assert (a.double() - b.double()).norm() <= tolerance * b.double().norm() + 1e-30, (a, b)
+
+
+# ---- the reference is what it says
+
+
+def test_reference_encoding_has_the_derivatives_of_finite_differences():
+    problem = Problem(3, 16, 1, 3, log2_entries=5)
+    x, table, _ = problem.cast(torch.float64)
+    x.requires_grad_()
+
+    def encode(x, table):
+        return REFERENCE.encode(x, table, problem.levels)
+
+    assert gradcheck(encode, (x, table), eps=1e-6)
+    assert gradgradcheck(encode, (x, table), eps=1e-6)
+
+
+def test_reference_field_has_the_derivatives_of_finite_differences():
+    problem = Problem(3, 16, 3, 5, log2_entries=6)
+    x, table, weights = problem.cast(torch.float64)
+    assert gradcheck(lambda t, a, b: REFERENCE.field(x, t, problem.levels, [a, b]), (table, *weights), eps=1e-7)
+
+
+def test_reference_field_is_its_parts_and_their_autograd_gradient():
+    problem = Problem(8, 64, 16, 50)
+    x, table, weights = problem.cast(torch.float64)
+    x.requires_grad_()
+    out = REFERENCE.mlp(REFERENCE.encode(x, table, problem.levels), weights)
+    (gradient,) = grad(out[:, 0].sum(), x, create_graph=True)
+    found = REFERENCE.field(x, table, problem.levels, weights)
+    assert_near(found, (out, gradient), 1e-12)
+    by = (problem.d_out.double(), problem.d_gradient.double())
+    assert_near(grad(found, (table, *weights), by), grad((out, gradient), (table, *weights), by), 1e-12)
+
+
+# ---- native equals reference, whose float64 values are taken as the truth
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_field_with_all_its_gradients(fast, shape, seed):
+    problem = Problem(*shape, seed)
+
+    def values(backend, kind):
+        x, table, weights = problem.cast(kind)
+        out, gradient = backend.field(x, table, problem.levels, weights)
+        d_out, d_gradient = problem.d_out.to(kind), problem.d_gradient.to(kind)
+        parameters = (table, *weights)
+        return (
+            out, gradient, backend.field_value(x, table, problem.levels, weights),
+            *grad(out, parameters, d_out, retain_graph=True),
+            *grad(gradient, parameters, d_gradient, retain_graph=True),
+            *grad((out, gradient), parameters, (d_out, d_gradient)),
+        )  # fmt: skip
+
+    assert_near(values(fast, torch.float32), values(REFERENCE, torch.float64))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_encoding_differentiated_twice(fast, shape):
+    problem = Problem(*shape)
+
+    def values(backend, kind):
+        x, table, _ = problem.cast(kind)
+        x.requires_grad_()
+        h = backend.encode(x, table, problem.levels)
+        u = h.detach().cos().requires_grad_()
+        d_x, d_table = grad(h, (x, table), u, create_graph=True)
+        by = (problem.d_gradient.to(kind), d_table.detach().sin())
+        return (
+            h, d_x, d_table,
+            *grad(d_x, (x, table, u), by[0], retain_graph=True),
+            *grad(d_table, (x, u), by[1], retain_graph=True),
+            *grad((d_x, d_table), (x, table, u), by),
+        )  # fmt: skip
+
+    assert_near(values(fast, torch.float32), values(REFERENCE, torch.float64), 2e-5)
+
+
+@pytest.mark.parametrize("n", [1, 7, 96, 1000])
+@pytest.mark.parametrize("widths", [(40, 64, 64, 8), (37, 64, 3), (5, 9), (16, 128, 32, 24, 16, 1)])
+def test_mlp(backend, widths, n):
+    g = torch.Generator().manual_seed(n)
+    pairs = list(itertools.pairwise(widths))
+    layers = torch.nn.Sequential(*(m for a, b in pairs for m in (torch.nn.Linear(a, b, bias=False), torch.nn.ReLU())))[:-1].double()
+    x = torch.randn(2 * n + 50, widths[0], generator=g)
+    y = x.double()
+    clear = torch.ones(len(x), dtype=torch.bool)
+    for layer in layers[:-1]:
+        y = layer(y)
+        if isinstance(layer, torch.nn.Linear):
+            clear &= (y.abs() > 1e-5).all(1)
+    x = x[clear][:n].requires_grad_()
+    assert len(x) == n
+    d = torch.randn(n, widths[-1], generator=g)
+    weights = [w.detach().float().requires_grad_() for w in layers.parameters()]
+    layers.load_state_dict({name: w for name, w in zip(layers.state_dict(), weights, strict=True)})
+    found = backend.mlp(x, weights)
+    exact_x = x.detach().double().requires_grad_()
+    exact = layers(exact_x)
+    assert_near((found, *grad(found, (x, *weights), d)), (exact, *grad(exact, (exact_x, *layers.parameters()), d.double())))
+
+
+def test_adam_is_the_usual_one(backend):
+    g = torch.Generator().manual_seed(0)
+    p = torch.randn(70_001, generator=g)
+    wanted = p.clone().requires_grad_()
+    optimizer = torch.optim.Adam([wanted], lr=1e-2, betas=(0.9, 0.99), eps=1e-15)
+    m, v = torch.zeros_like(p), torch.zeros_like(p)
+    for step in range(1, 6):
+        wanted.grad = torch.randn(len(p), generator=g) * (torch.rand(len(p), generator=g) < 0.3)
+        backend.adam_(p, wanted.grad, m, v, step, 1e-2, (0.9, 0.99), 1e-15)
+        optimizer.step()
+    torch.testing.assert_close(p, wanted.detach(), atol=2e-6, rtol=0)
+    assert m.abs().sum() > 0 and v.min() >= 0
+
+
+# ---- lattice points in occupied cells
+
+
+def rays(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    d = torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=1)
+    return torch.randn(n, 3, generator=g), d, torch.rand(n, generator=g), 3 * torch.rand(n, generator=g)
+
+
+@pytest.mark.parametrize("cells", [1, 7, 96])
+@pytest.mark.parametrize("most", [0, 5, 400])
+def test_occupied_steps_equal_the_reference_bit_for_bit(fast, cells, most):
+    occupied = torch.rand(cells, cells, cells, generator=torch.Generator().manual_seed(1)) < 0.3
+    found, wanted = (backend.occupied_steps(*rays(300), occupied, 0.0137, most) for backend in (fast, REFERENCE))
+    assert torch.equal(found[0], wanted[0]) and torch.equal(found[1], wanted[1])
+
+
+def test_occupied_steps_lie_in_a_slab(backend):
+    occupied = torch.zeros(10, 10, 10, dtype=torch.bool)
+    occupied[:, :, 6:8] = True  # 0.2 <= z < 0.6
+    o, d = torch.tensor([[0.1, -0.3, -1.0]]), torch.tensor([[0.0, 0.0, 1.0]])
+    t, count = backend.occupied_steps(o, d, torch.tensor([0.05]), torch.tensor([2.0]), occupied, 0.1, 8)
+    assert count.tolist() == [4]
+    torch.testing.assert_close(t, torch.tensor([[1.25, 1.35, 1.45, 1.55, 2.0, 2.0, 2.0, 2.0]]))
+
+
+def test_occupied_steps_of_full_and_empty_grids(backend):
+    o, d, near, far = rays(50)
+    full = torch.ones(4, 4, 4, dtype=torch.bool)
+    t, count = backend.occupied_steps(o, d, near, far, full, 0.25, 20)
+    assert torch.equal(count, ((far - near) / 0.25).ceil().clamp(0).long())
+    first = count > 0
+    assert torch.equal(t[first, 0], near[first]) and torch.equal(t[~first], far[~first, None].expand(-1, 20))
+    assert backend.occupied_steps(o, d, near, far, ~full, 0.25, 20)[1].sum() == 0
+
+
+def test_spans_that_are_not_finite_have_no_points(backend):
+    full, far = torch.ones(2, 2, 2, dtype=torch.bool), torch.tensor([float("nan"), float("inf"), 0.0, float("-inf"), 1.0])
+    o, d = torch.zeros(5, 3), torch.ones(5, 3)
+    assert backend.occupied_steps(o, d, torch.zeros(5), far, full, 0.5, 3)[1].tolist() == [0, 0, 0, 0, 2]
+    for a in (o, d):
+        a[1:] = float("nan")  # in some cell, never outside of the grid
+    assert backend.occupied_steps(o, d, torch.zeros(5), torch.ones(5), full, 0.5, 3)[1].tolist() == [2] * 5
+
+
+def test_a_step_too_small_to_count_is_refused(backend):
+    full = torch.ones(2, 2, 2, dtype=torch.bool)
+    with pytest.raises((ValueError, BackendError), match="step"):
+        backend.occupied_steps(torch.zeros(1, 3), torch.ones(1, 3), torch.zeros(1), torch.ones(1), full, 1e-9, 3)
+
+
+# ---- what holds for all
+
+
+def everything(backend, problem: Problem) -> list[Tensor]:
+    _, table, weights = problem.cast(torch.float32)
+    x = problem.x.clone().requires_grad_()
+    out, gradient = backend.field(x, table, problem.levels, weights)
+    y = backend.mlp(torch.cat([out, gradient, x], 1), [torch.ones(24, out.shape[1] + 6), weights[1][:, :24]])
+    h = backend.encode(x, table, problem.levels)
+    return [out, gradient, y, h, *grad((out, gradient, y, h), (x, table, *weights), (problem.d_out, problem.d_gradient, y.cos(), h.sin()))]
+
+
+def test_same_bits_again_and_for_any_number_of_threads(fast):
+    problem = Problem(8, 64, 16, 3333)  # more than 32 tiles, the last one partly filled
+    first = everything(fast, problem)
+    for threads in (2, 1, 5):
+        for a, b in zip(first, everything(NativeBackend(threads, native.SETS[fast._set]), problem), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_point_does_not_feel_its_neighbours(fast):
+    problem = Problem(6, 64, 16, 205)
+    x, table, weights = problem.cast(torch.float32)
+    out, gradient = fast.field(x, table, problem.levels, weights)
+    value = fast.field_value(x, table, problem.levels, weights)
+    for i in (0, 7, 95, 96, 200, 204):
+        one, one_gradient = fast.field(x[i : i + 1], table, problem.levels, weights)
+        assert torch.equal(one[0], out[i]) and torch.equal(one_gradient[0], gradient[i])
+        assert torch.equal(fast.field_value(x[i : i + 1], table, problem.levels, weights)[0], value[i])
+
+
+def test_no_points(backend):
+    problem = Problem(4, 64, 16, 0)
+    found = everything(backend, problem)
+    assert [len(a) for a in found[:5]] == [0] * 5
+    assert all(not a.any() for a in found[5:])
+    empty = torch.empty(0)
+    t, count = backend.occupied_steps(torch.empty(0, 3), torch.empty(0, 3), empty, empty, torch.ones(3, 3, 3, dtype=torch.bool), 0.1, 4)
+    assert t.shape == (0, 4) and count.shape == (0,)
+    assert backend.field_value(*problem.cast(torch.float32)[:2], problem.levels, problem.weights).shape == (0,)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -7.5, 3.0])
+def test_positions_far_outside_or_not_finite_stay_in_their_row(backend, value):
+    problem = Problem(8, 64, 16, 100)
+    clean = backend.field(problem.x, problem.table, problem.levels, problem.weights)
+    problem.x[::9, 1] = value
+    everything(backend, problem)  # nothing is read or written out of bounds
+    found = backend.field(problem.x, problem.table, problem.levels, problem.weights)
+    rows = torch.ones(100, dtype=torch.bool)
+    rows[::9] = False
+    assert all(torch.equal(a[rows], b[rows]) for a, b in zip(found, clean, strict=True)) or backend is REFERENCE
+    if not math.isfinite(value):
+        assert not found[0][~rows].isfinite().any()
+        assert not backend.field_value(problem.x, problem.table, problem.levels, problem.weights)[~rows].isfinite().any()
+
+
+def test_positions_a_little_outside_agree(fast):
+    problem = Problem(8, 16, 1, 200)
+    x = problem.x * 5 - 2
+    assert_near([fast.encode(x, problem.table, problem.levels)], [REFERENCE.encode(x, problem.table, problem.levels)])
+
+
+def test_broken_weights_are_not_hidden_by_the_relu(backend):
+    problem = Problem(4, 16, 2, 10)
+    problem.weights[0][3, 2] = float("nan")
+    assert backend.field(problem.x, problem.table, problem.levels, problem.weights)[0].isnan().all()
+    assert backend.mlp(torch.ones(4, 8), problem.weights).isnan().all()
+
+
+def test_views_and_odd_addresses(fast):
+    problem = Problem(8, 64, 16, 50)
+    x, table, weights = problem.x, problem.table, problem.weights
+    wanted = fast.field(x, table, problem.levels[:5], [weights[0][:, :10].contiguous(), weights[1]])
+    odd = torch.empty(3 * 50 + 1)[1:].view(50, 3).copy_(x)
+    slipped = torch.empty(2 * len(table) + 1)[1:].view(-1, 2).copy_(table)
+    for x_view in (odd, x.T.contiguous().T):
+        found = fast.field(x_view, slipped, problem.levels[:5], [weights[0][:, :10], weights[1].T.contiguous().T])  # coarse levels alone
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_unused_gradients_are_not_made(fast):
+    problem = Problem(4, 16, 2, 30)
+    _, table, weights = problem.cast(torch.float32)
+    out, gradient = fast.field(problem.x, table, problem.levels, [w.detach() for w in weights])
+    (found,) = grad((out, gradient), table, (problem.d_out, problem.d_gradient))
+    out, gradient = fast.field(problem.x, table, problem.levels, weights)
+    assert torch.equal(found, grad((out, gradient), (table, *weights), (problem.d_out, problem.d_gradient))[0])
+    out, gradient = fast.field(problem.x, table.detach(), problem.levels, weights)
+    assert len(grad((out, gradient), weights, (problem.d_out, problem.d_gradient))) == 2
+    with torch.no_grad():
+        assert not fast.field(problem.x, table, problem.levels, weights)[0].requires_grad
+
+
+# ---- errors and the choice
+
+
+def test_native_refuses_what_it_can_not_do(fast):
+    problem = Problem(4, 16, 2, 5)
+    with pytest.raises(BackendError, match="float32 on the CPU"):
+        fast.field(problem.x.double(), problem.table, problem.levels, problem.weights)
+    with pytest.raises(BackendError, match="can't take"):
+        fast.field(problem.x, problem.table[:100], problem.levels, problem.weights)  # the table is too short for the levels
+    with pytest.raises(AssertionError):
+        fast.field(problem.x, problem.table, problem.levels[:3], problem.weights)
+    with pytest.raises(AssertionError):
+        fast.mlp(torch.ones(3, 9), problem.weights)
+
+
+def test_choice():
+    assert choose_backend("reference").name == "reference"
+    with pytest.raises(BackendError, match="want auto, native, cuda or reference"):
+        choose_backend("gpu")
+
+
+def test_without_the_library_auto_says_so_and_native_fails(monkeypatch):
+    monkeypatch.setattr(native, "LIBRARY", "_not_built")
+    native._load.cache_clear()
+    try:
+        backend = choose_backend("auto")
+        assert backend.name == "reference" and "no native library" in backend.note
+        with pytest.raises(BackendError, match=r"no native library .* install"):
+            choose_backend("native")
+    finally:
+        native._load.cache_clear()
+
+
+def test_a_library_of_another_version_is_refused(fast, monkeypatch):
+    monkeypatch.setattr(native, "ABI", 999)
+    native._load.cache_clear()
+    try:
+        with pytest.raises(BackendError, match="version"):
+            NativeBackend()
+    finally:
+        native._load.cache_clear()
