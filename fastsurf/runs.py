@@ -16,7 +16,7 @@ from .errors import CheckpointError, SceneError, UsageError
 from .hooks import Hook, MeshProgress, Saved
 from .mesh import Mesh
 from .meshio import read_mesh, write_mesh, writer
-from .metrics import psnr, score_mesh, ssim
+from .metrics import psnr, read_truth, score_mesh, ssim
 from .model import Model
 from .pictures import normal_picture, orbit, png, render_rays, to_bytes
 from .rays import Rays
@@ -139,16 +139,18 @@ def eval_run(
     """Scores of a run.
 
     Args:
-        truth: a mesh or points (.npz with points and normals, or .ply) in the input's frame.
+        truth: a mesh, points (.npz with points and normals), or a folder with gt/, in the input's frame.
         mesh: what is scored against the truth; RUN/mesh.ply if not given.
 
     Returns:
         `psnr`, `ssim` (means over held-out views; None without any), `views` (each by name), and `mesh` with Chamfer distance,
         F-scores and normal error where a truth is given.
     """
+    known = read_truth(Path(truth)) if truth is not None else None
     with compute(backend, threads) as kernels:
         header, model = open_run(run, kernels)
-        views = _score_views(header, model, announce(hooks))
+        scene = open_scene(header)
+        views = _score_views(scene, model, announce(hooks))
     scores: dict[str, Any] = {
         "psnr": float(np.mean([v["psnr"] for v in views.values()])) if views else None,
         "ssim": float(np.mean([v["ssim"] for v in views.values()])) if views else None,
@@ -156,15 +158,16 @@ def eval_run(
         "step": header.step,
         "seconds": header.seconds,
     }
-    if truth is not None:
-        scores["mesh"] = score_mesh(read_mesh(Path(mesh) if mesh else Path(run) / MESH), truth)
+    if known is not None:
+        made = read_mesh(Path(mesh) if mesh else Path(run) / MESH)
+        scores["mesh"] = score_mesh(made, known, [scene.capture.views[i] for i in scene.train])
     return scores
 
 
-def _score_views(header: Header, model: Model, events: Hook) -> dict[str, dict[str, float]]:
+def _score_views(scene: Scene, model: Model, events: Hook) -> dict[str, dict[str, float]]:
     """PSNR and SSIM of each held-out view; behind masks both pictures show the same plain background."""
-    scene, views = open_scene(header), {}
-    behind = 0.0 if header.background == "black" else 1.0
+    views = {}
+    behind = 0.0 if model.background_kind == "black" else 1.0
     for done, i in enumerate(scene.test):
         rays, (h, w) = scene.rays(i)
         picture = render_rays(model, rays).rgb.numpy().reshape(h, w, 3)
