@@ -227,9 +227,9 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
 
     with _display(o.json, o.quiet, name, ("read", "train", "mesh"), interrupt.requested) as display, \
             _json_lines(o.json, o.force or o.resume, o.resume) as lines:
-        from . import reconstruct as product
+        from .reconstruct import reconstruct as make
 
-        result = product.reconstruct(
+        result = make(
             path, config, run=run, out=o.out, go_on=o.resume, format=o.photographs.format,
             hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested,
         )
@@ -294,12 +294,12 @@ def demo(o: "Demo", interrupt: Interrupt, kept: Kept) -> int:
     out = o.out or Path("demo")
     if (out / "mesh.ply").exists() and not o.force:
         raise UsageError(f"{out} holds an earlier demo: --force makes it again, -o DIR takes another folder")
-    config = configure(o.settings, base="quick")
+    config = configure(o.settings)
     with _display(o.json, o.quiet, "demo", ("scene", "read", "train", "mesh", "score"), interrupt.requested) as display, \
             _json_lines(o.json, o.force, False) as lines:
-        from . import reconstruct as product
+        from .demo import demo as make
 
-        scores = product.demo(out, config, hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested)
+        scores = make(out, config, hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested)
     if not o.quiet:
         _say([*_table(scores), f"mesh   {out / 'mesh.ply'}", f"look   {out / 'preview.png'}"], _people(o.json))
     return STOPPED if interrupt.count else 0

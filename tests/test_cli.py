@@ -16,7 +16,7 @@ from test_checkpoint import SMALL
 
 import fastsurf
 from fastsurf import cli
-from fastsurf.config import load_config
+from fastsurf.config import PRESETS, load_config
 from fastsurf.errors import BackendError, CheckpointError, ConfigError, FastsurfError, MeshError, SceneError, UsageError
 from fastsurf.hooks import PhaseDone, PhaseStarted, Saved
 from fastsurf.options import Photographs, Reconstruct, Settings, configure, flags
@@ -69,6 +69,13 @@ def test_each_verb_explains_itself(verb, capsys):
 def test_reconstruct_has_the_flags_of_the_manual():
     wanted = "out config minutes steps backend resolution masks holdout seed threads run resume set json quiet format force"
     assert set(flags(Reconstruct)) == {f"--{name}" for name in wanted.split()}
+
+
+def test_help_names_every_preset(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["reconstruct", "--help"])
+    named = re.search(r"a preset \((.*?)\)", " ".join(capsys.readouterr().out.replace("│", " ").split()))
+    assert named is not None and set(named[1].split(", ")) == {path.stem for path in PRESETS.glob("*.toml")}
 
 
 def test_version(capsys):
