@@ -51,5 +51,14 @@ class OccupancyGrid(nn.Module):
         values = self.values.view(-1)
         values[cells] = torch.maximum(values[cells] * self.config.decay, torch.sigmoid(level_fn(points)))
         # bracketing points of a crossing must both lie in kept cells, and a point may miss the peak of its cell: dilate
-        peak = nn.functional.max_pool3d(self.values[None, None], 3, 1, 1)[0, 0]
-        self.occupied.copy_(peak > self.threshold)
+        self.occupied.copy_(dilate(self.values > self.threshold))
+
+
+def dilate(cells: Tensor) -> Tensor:
+    """Cells (g, g, g) bool and all that touch one of them, corners included."""
+    for axis in range(3):
+        out, n = cells.clone(), cells.shape[axis] - 1
+        out.narrow(axis, 0, n).logical_or_(cells.narrow(axis, 1, n))
+        out.narrow(axis, 1, n).logical_or_(cells.narrow(axis, 0, n))
+        cells = out
+    return cells

@@ -1,7 +1,7 @@
 import torch
 
 from fastsurf.config import GridConfig
-from fastsurf.grid import OccupancyGrid
+from fastsurf.grid import OccupancyGrid, dilate
 from solids import Sphere
 
 
@@ -68,3 +68,10 @@ def test_updates_repeat_with_their_seed():
         for _ in range(3):
             grid.update(logit, generator)
     assert torch.equal(grids[0].values, grids[1].values)
+
+
+def test_dilation_reaches_the_26_neighbours_and_no_further():
+    cells = torch.zeros(7, 7, 7, dtype=torch.bool)
+    cells[3, 3, 3] = cells[0, 0, 6] = True
+    grown = dilate(cells)
+    assert grown[2:5, 2:5, 2:5].all() and grown[0:2, 0:2, 5:7].all() and grown.sum() == 27 + 8
