@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -131,21 +132,16 @@ def score_mesh(mesh: Mesh, truth: Truth, views: Sequence[View] = (), samples: in
     else:
         assert truth.points is not None, "a truth has a mesh or points"
         true = _Surface.of_points(truth.points, truth.normals)
-    if truth.points is not None:
-        wanted, wanted_normals = truth.points, truth.normals
-    else:
-        some = rng.permutation(len(true.points))[:samples]
-        wanted, wanted_normals = true.points[some], None if true.normals is None else true.normals[some]
+    wanted = true.some(samples, rng) if truth.points is None else _Surface(truth.points, truth.normals, 0)
     found = _Surface.of_mesh(mesh, 2 * samples, rng)
     found = found.part(_counts(found.points, mesh, truth, views))
-    diagonal = float(np.linalg.norm(np.ptp(wanted, axis=0)))
+    diagonal = float(np.linalg.norm(np.ptp(wanted.points, axis=0)))
     if not len(found.points):
         nothing = dict.fromkeys(("accuracy", "completeness", "chamfer", "chamfer_pct"), float("inf"))
         return {**nothing, "f_score": 0.0, "f_score_05": 0.0, "normal_error_deg": float("nan"), "diagonal": diagonal}
 
-    some = rng.permutation(len(found.points))[:samples]
-    to_true, true_angles = true.distance(found.points[some], None if found.normals is None else found.normals[some])
-    to_found, found_angles = found.distance(wanted, wanted_normals)
+    to_true, true_angles = true.distance(found.some(samples, rng), 0.03 * diagonal)
+    to_found, found_angles = found.distance(wanted, 0.03 * diagonal)
     accuracy, completeness = float(to_true.mean()), float(to_found.mean())
     return {
         "accuracy": accuracy,
@@ -200,21 +196,31 @@ class _Surface:
         apart = cKDTree(points).query(points[:: max(1, len(points) // 10_000)], k=2)[0][:, 1].mean()
         return _Surface(points, normals, 2 * float(apart))  # uniform random points are half of sqrt(area / n) from their next
 
-    def part(self, kept: npt.NDArray[np.bool_]) -> "_Surface":
+    def part(self, kept: npt.NDArray[Any]) -> "_Surface":
         return _Surface(self.points[kept], None if self.normals is None else self.normals[kept], self.radius)
 
-    def distance(self, points: Floats, normals: Floats | None) -> tuple[Floats, Floats]:
-        """To the nearest disc, and the angle (degrees) between its normal and that of the point: (n,) each."""
+    def some(self, n: int, rng: np.random.Generator) -> "_Surface":
+        return self.part(rng.permutation(len(self.points))[:n])
+
+    def distance(self, other: "_Surface", far: float) -> tuple[Floats, Floats]:
+        """From each of the other's points to the nearest disc, and the angle (degrees) between their normals: (n,) each.
+
+        Beyond `far` the nearest of fewer discs is taken: a full search from near a centre of curvature visits them all.
+        """
         from scipy.spatial import cKDTree
 
-        away, nearest = cKDTree(self.points).query(points)
+        away, nearest = cKDTree(self.points).query(other.points, distance_upper_bound=far)
+        lost = np.flatnonzero(np.isinf(away))
+        few = np.random.default_rng(0).permutation(len(self.points))[:10_000]
+        away[lost], at = cKDTree(self.points[few]).query(other.points[lost])
+        nearest[lost] = few[at]
         if self.normals is None:
-            return away, np.full(len(points), np.nan)
-        way, normal = points - self.points[nearest], self.normals[nearest]
+            return away, np.full(len(away), np.nan)
+        way, normal = other.points - self.points[nearest], self.normals[nearest]
         above = (way * normal).sum(1)
         beside = np.sqrt(np.maximum(away**2 - above**2, 0))
         distances: Floats = np.hypot(above, np.maximum(beside - self.radius, 0))
-        if normals is None:
-            return distances, np.full(len(points), np.nan)
-        cosines = np.abs((normal * normals).sum(1)).clip(0, 1)
+        if other.normals is None:
+            return distances, np.full(len(away), np.nan)
+        cosines = np.abs((normal * other.normals).sum(1)).clip(0, 1)
         return distances, np.degrees(np.arccos(cosines))
