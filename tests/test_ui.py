@@ -77,9 +77,11 @@ def test_the_screen_shows_phases_numbers_curves_and_pictures():
     assert "▀" not in "\n".join(text(board, 110, 32, pictures=False))
 
 
-def test_the_screen_says_what_a_second_ctrl_c_would_do():
+def test_the_screen_says_what_ctrl_c_would_do():
     lines = text(training_board(), stopping=True)
     assert "finishing early" in lines[2] and "Ctrl-C again: stop at once" in lines[-1]
+    assert "Ctrl-C: stop ─" in text(board_after([PhaseStarted("read")]))[-1]
+    assert "Ctrl-C twice: stop at once" in text(board_after([PhaseStarted("train"), fake_step(1, 0.1), PhaseDone("train", 1.0), PhaseStarted("mesh")]))[-1]
 
 
 def test_phases_keep_their_order_and_new_ones_come_before_those_that_wait():

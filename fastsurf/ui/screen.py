@@ -179,14 +179,22 @@ def draw(board: Board, cells: Cells, width: int, height: int, now: float, stoppi
     notes = [[Segment(note, YELLOW)] for note in board.notes[-2:]]
     room = height - len(head) - len(notes) - 2 - 1  # two borders, and a line kept free below
     body = _body(board, cells if pictures else None, inner, room, now)
-    hint = " Ctrl-C again: stop at once, keep the last checkpoint " if stopping else " Ctrl-C: finish early and write the mesh "
     current = board.current
     lines = [_border("╭", "╮", width, f" fastsurf · {board.title} ", f" {current[1].detail} " if current and current[1].detail else "")]
     for line in head + body + notes:
         fitted = Segment.adjust_line_length(line, inner, pad=True)
         lines.append([Segment("│ ", DIM), *fitted, Segment(" │", DIM)])
-    lines.append(_border("╰", "╯", width, "", hint))
+    lines.append(_border("╰", "╯", width, "", f" {_hint(board, stopping)} "))
     return [Segment.adjust_line_length(line, width) for line in lines[: height - 1]]
+
+
+def _hint(board: Board, stopping: bool) -> str:
+    """What Ctrl-C would do now."""
+    if stopping:
+        return "Ctrl-C again: stop at once, keep the last checkpoint"
+    if board.current is not None and board.current[0] == "train":
+        return "Ctrl-C: finish early and write the mesh"
+    return "Ctrl-C: stop" if board.state is None else "Ctrl-C twice: stop at once, keep the last checkpoint"
 
 
 def _border(left: str, right: str, width: int, title: str, end: str) -> Line:
