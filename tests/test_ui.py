@@ -81,7 +81,8 @@ def test_the_screen_says_what_ctrl_c_would_do():
     lines = text(training_board(), stopping=True)
     assert "finishing early" in lines[2] and "Ctrl-C again: stop at once" in lines[-1]
     assert "Ctrl-C: stop ─" in text(board_after([PhaseStarted("read")]))[-1]
-    assert "Ctrl-C twice: stop at once" in text(board_after([PhaseStarted("train"), fake_step(1, 0.1), PhaseDone("train", 1.0), PhaseStarted("mesh")]))[-1]
+    meshing = board_after([PhaseStarted("train"), fake_step(1, 0.1), PhaseDone("train", 1.0), PhaseStarted("mesh")])
+    assert "Ctrl-C twice: stop at once" in text(meshing)[-1]
 
 
 def test_phases_keep_their_order_and_new_ones_come_before_those_that_wait():
