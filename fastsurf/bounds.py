@@ -12,7 +12,8 @@ from torch.nn.functional import max_pool2d
 from .cameras import Camera, View, project, unproject
 from .errors import SceneError
 
-CELLS = 32  # of the grid that closes in on the visual hull, along each axis
+FIRST_VIEWS = 40  # that are looked at while the grid closes in on the visual hull; later all are
+CELLS = 32  # of that grid along each axis
 AGREE = 0.9  # share of the views seeing a point whose masks must hold it: hand-drawn masks err
 PADDING = 1.06  # of a box that holds the object's extent
 SPREAD = 1.25  # of the box that holds 96 % of the sparse points along each axis: smooth parts have none
@@ -149,7 +150,7 @@ def visual_hull(shown: Sequence[tuple[View, np.ndarray]]) -> tuple[np.ndarray, n
     while tight < 0.75 * radius:
         radius = 1.05 * tight or radius
         cell = 2 * radius / CELLS
-        kept = carve(shown, center + radius * around, cell)
+        kept = carve(shown[:: -(-len(shown) // FIRST_VIEWS)], center + radius * around, cell)
         low, high = kept.min(0), kept.max(0)
         center, tight = (low + high) / 2, float(np.max(high - low) + cell) / 2
     kept = carve(shown, _halved(kept, cell), cell / 2)
@@ -162,7 +163,8 @@ def visual_hull(shown: Sequence[tuple[View, np.ndarray]]) -> tuple[np.ndarray, n
 def carve(shown: Sequence[tuple[View, np.ndarray]], points: np.ndarray, cell: float) -> np.ndarray:
     """Those of the cells round points (n, 3), with edge `cell`, that may hold the object.
 
-    A cell is kept when it touches the mask in AGREE of the views that see it, and at least a quarter of all views see it.
+    A cell is kept when it touches the mask in AGREE of the views that see it, and when these are at least a quarter of all views
+    and half as many as see the best cell: close to a camera, hardly any other one looks.
 
     Raises:
         SceneError: none may.
@@ -175,7 +177,8 @@ def carve(shown: Sequence[tuple[View, np.ndarray]], points: np.ndarray, cell: fl
         missed += inside & ~touched
         alive = missed <= (1 - AGREE) * len(shown)
         points, seen, missed = points[alive], seen[alive], missed[alive]
-    points = points[(missed <= (1 - AGREE) * seen) & (seen >= max(2, len(shown) / 4))]
+    agreed = (seen >= max(2, len(shown) / 4)) & (missed <= (1 - AGREE) * seen)
+    points = points[agreed & (2 * seen >= seen[agreed].max(initial=0))]
     if len(points) == 0:
         raise SceneError(
             f"the {len(shown)} masks have no common object: no point of space lies inside {AGREE:.0%} of them; "

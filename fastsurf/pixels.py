@@ -4,7 +4,7 @@ A pixel is its index in the image store's buffer; in its own image, column u and
 (u + 0.5, v + 0.5). The image plane is z = 1 in front of the camera: a pixel looks along (x, y, 1).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,13 +99,15 @@ class Pool:
         return k + self.shifts[torch.searchsorted(self.ends, k, right=True)]
 
 
-def pool_of(parts: Iterable[tuple[int, np.ndarray]]) -> Pool:
-    """The pixels that are set in `parts`: (index of the first pixel, (n,) bool) of one image each."""
-    starts, lengths = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for offset, chosen in parts:
-        edges = np.flatnonzero(np.diff(chosen.view(np.int8), prepend=0, append=0))
-        starts.append(offset + edges[::2])
-        lengths.append(edges[1::2] - edges[::2])
-    start, length = np.concatenate(starts), np.concatenate(lengths)
-    ends = np.cumsum(length)
-    return Pool(torch.from_numpy(ends), torch.from_numpy(start - (ends - length)))
+def runs_of(chosen: np.ndarray, offset: int) -> tuple[np.ndarray, np.ndarray]:
+    """First indices and lengths of the runs of pixels that are set in one image, (n,) bool, whose first pixel is `offset`."""
+    edges = np.flatnonzero(chosen[1:] != chosen[:-1]) + 1
+    edges = np.concatenate([[0] if chosen[0] else [], edges, [len(chosen)] if chosen[-1] else []]).astype(np.int64)
+    return offset + edges[::2], edges[1::2] - edges[::2]
+
+
+def pool_of(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Pool:
+    """The pool of all images' runs."""
+    starts, lengths = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in zip(*runs, strict=True))
+    ends = np.cumsum(lengths)
+    return Pool(torch.from_numpy(ends), torch.from_numpy(starts - (ends - lengths)))

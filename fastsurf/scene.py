@@ -17,7 +17,7 @@ from .cameras import Capture, View, rescale
 from .config import SceneConfig
 from .errors import SceneError
 from .images import ImageStore, read_images
-from .pixels import Pool, pixel_directions, pool_of
+from .pixels import Pool, pixel_directions, pool_of, runs_of
 from .rays import Batch, Rays, intersect_box
 
 BLOCK = 8  # pixels; where a ray meets the box is looked up once per block, and pixel by pixel along the outline
@@ -105,8 +105,11 @@ class Scene:
         v, u = (np.minimum(np.arange(0, n + BLOCK, BLOCK), n - 1) for n in (h, w))
         corners = self._meet(view, *np.meshgrid(u, v))  # (rows + 1, columns + 1)
         touching = corners[:-1, :-1].astype(int) + corners[:-1, 1:] + corners[1:, :-1] + corners[1:, 1:]
-        meets, outline = (np.repeat(np.repeat(x, BLOCK, 0), BLOCK, 1)[:h, :w] for x in (touching == 4, touching % 4 > 0))
-        rows, columns = np.nonzero(outline)
+        meets = np.repeat(np.repeat(touching == 4, BLOCK, 0), BLOCK, 1)[:h, :w]
+        rows, columns = (BLOCK * block[:, None, None] for block in np.nonzero(touching % 4))
+        rows, columns = np.broadcast_arrays(rows + np.arange(BLOCK)[:, None], columns + np.arange(BLOCK))  # (n_blocks, BLOCK, BLOCK)
+        there = (rows < h) & (columns < w)
+        rows, columns = rows[there], columns[there]
         meets[rows, columns] = self._meet(view, columns, rows)
         return meets.reshape(-1)
 
@@ -124,8 +127,8 @@ class Scene:
             if not meets.any():
                 self.blind.append(view)
             is_object = np.zeros_like(meets) if self.masks is None else self.masks[view].numpy().reshape(-1) > 127
-            inside.append((offset, meets & is_object))
-            rest.append((offset, meets & ~is_object))
+            inside.append(runs_of(meets & is_object, offset))
+            rest.append(runs_of(meets & ~is_object, offset))
         box = f"scene box (centre {np.array2string(self.center, precision=4)}, radius {self.radius:.4g}, from {self.box_source})"
         if len(self.blind) == len(self.train):
             raise SceneError(f"no camera looks at the {box}: check the poses' convention, or set scene.center and scene.radius")

@@ -11,7 +11,7 @@ from fastsurf.bounds import find_box
 from fastsurf.cameras import Camera, project, unproject, world_to_pixels
 from fastsurf.config import SceneConfig
 from fastsurf.errors import SceneError
-from fastsurf.pixels import pixel_directions, pool_of
+from fastsurf.pixels import pixel_directions, pool_of, runs_of
 from fastsurf.scene import load_scene, split
 
 
@@ -174,12 +174,12 @@ def test_a_pool_is_the_set_it_was_made_of():
     rng = np.random.default_rng(0)
     parts = [(0, rng.random(50) < 0.3), (50, np.zeros(20, bool)), (70, np.ones(30, bool)), (200, rng.random(40) < 0.9)]
     truth = sorted(int(k) for offset, chosen in parts for k in offset + np.flatnonzero(chosen))
-    pool = pool_of(parts)
+    pool = pool_of([runs_of(chosen, offset) for offset, chosen in parts])
     drawn = pool.draw(200 * len(truth), generator())
     values, counts = drawn.unique(return_counts=True)
     assert len(pool) == len(truth) and values.tolist() == truth
     assert counts.min() > 130 and counts.max() < 280  # 200 expected, 5 standard deviations
-    assert len(pool.draw(0, generator())) == 0 and len(pool_of([(0, np.zeros(5, bool))])) == 0
+    assert len(pool.draw(0, generator())) == 0 and len(pool_of([runs_of(np.zeros(5, bool), 0)])) == 0
 
 
 def test_large_photographs_are_reduced_with_their_cameras(tmp_path):
