@@ -4,11 +4,7 @@
 
 namespace {
 
-#if defined(__AVX2__) || defined(__aarch64__)
 constexpr int BLOCK = 6;  // rows of the register block; 2 vectors wide
-#else
-constexpr int BLOCK = 2;
-#endif
 
 enum After { PLAIN, RELU, MASK, ADD };  // MASK: keep where `other` > 0; ADD: add to what is in C
 
@@ -17,10 +13,10 @@ INLINE void gemm_block(int K, const float* A, int64_t a_row, int64_t a_k, const 
                        int64_t other_row) {
   vf sum[ROWS][VECTORS];
   UNROLL for (int r = 0; r < ROWS; r++)
-    UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = AFTER == ADD ? load(C + r * c_row + 8 * v) : all(0.0f);
+    UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] = AFTER == ADD ? load(C + r * c_row + LANES * v) : all(0.0f);
   for (int k = 0; k < K; k++) {
     vf b[VECTORS];
-    UNROLL for (int v = 0; v < VECTORS; v++) b[v] = load(B + k * b_row + 8 * v);
+    UNROLL for (int v = 0; v < VECTORS; v++) b[v] = load(B + k * b_row + LANES * v);
     UNROLL for (int r = 0; r < ROWS; r++) {
       const vf a = all(A[r * a_row + k * a_k]);
       UNROLL for (int v = 0; v < VECTORS; v++) sum[r][v] += a * b[v];
@@ -30,8 +26,8 @@ INLINE void gemm_block(int K, const float* A, int64_t a_row, int64_t a_k, const 
     UNROLL for (int v = 0; v < VECTORS; v++) {
       vf c = sum[r][v];
       if (AFTER == RELU) c = keep_if(~vi(c < all(0.0f)), c);  // NaN stays NaN
-      if (AFTER == MASK) c = keep_if(vi(load(other + r * other_row + 8 * v) > all(0.0f)), c);
-      store(C + r * c_row + 8 * v, c);
+      if (AFTER == MASK) c = keep_if(vi(load(other + r * other_row + LANES * v) > all(0.0f)), c);
+      store(C + r * c_row + LANES * v, c);
     }
 }
 
@@ -52,7 +48,7 @@ template <After AFTER>
 __attribute__((noinline)) void gemm(int M, int N, int K, const float* A, int64_t a_row, int64_t a_k, const float* B, int64_t b_row, float* C, int64_t c_row,
                                     const float* other = nullptr, int64_t other_row = 0) {
   int n = 0;
-  for (; n + 16 <= N; n += 16) gemm_columns<AFTER, 2>(M, K, A, a_row, a_k, B + n, b_row, C + n, c_row, AFTER == MASK ? other + n : nullptr, other_row);
+  for (; n + 2 * LANES <= N; n += 2 * LANES) gemm_columns<AFTER, 2>(M, K, A, a_row, a_k, B + n, b_row, C + n, c_row, AFTER == MASK ? other + n : nullptr, other_row);
   if (n < N) gemm_columns<AFTER, 1>(M, K, A, a_row, a_k, B + n, b_row, C + n, c_row, AFTER == MASK ? other + n : nullptr, other_row);
 }
 

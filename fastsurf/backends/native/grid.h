@@ -1,4 +1,4 @@
-// The hash grid for 8 points at a time: find the cell, gather its corners, scatter to them.
+// The hash grid for LANES points at a time: find the cell, gather its corners, scatter to them.
 #pragma once
 #include "native.h"
 #include "simd.h"
@@ -11,11 +11,12 @@ struct Cell {
 };
 
 INLINE vf place(float scale, vf x) {
-#ifdef __FMA__
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
   return x * all(scale) + all(0.5f);  // contracted to one rounding
 #else
-  typedef double vd8 __attribute__((vector_size(64)));
-  return __builtin_convertvector(__builtin_convertvector(x, vd8) * double(scale) + 0.5, vf);  // the same rounding
+  vf p;
+  UNROLL for (int l = 0; l < LANES; l++) p[l] = float(double(x[l]) * double(scale) + 0.5);  // the same rounding
+  return p;
 #endif
 }
 
@@ -31,9 +32,10 @@ INLINE vi floor_cell(vf p, vf& w) {
 }
 
 INLINE bool any(vi mask) {
-  typedef int64_t vl __attribute__((vector_size(32)));
-  const vl a = vl(mask);
-  return ((a[0] | a[1]) | (a[2] | a[3])) != 0;
+  typedef int64_t vl __attribute__((vector_size(4 * LANES)));
+  int64_t bits = 0;
+  UNROLL for (int l = 0; l < LANES / 2; l++) bits |= vl(mask)[l];
+  return bits != 0;
 }
 
 INLINE void find_cell(const Level& level, const vf x[3], Cell& c) {
@@ -54,7 +56,7 @@ INLINE void find_cell(const Level& level, const vf x[3], Cell& c) {
     UNROLL for (int k = 0; k < 8; k++) {
       vu e = first + ((k & 1 ? steps[0] : 0u) + (k & 2 ? steps[1] : 0u) + (k & 4 ? steps[2] : 0u));
       if (far) {
-        for (int l = 0; l < 8; l++) e[l] %= level.size;
+        for (int l = 0; l < LANES; l++) e[l] %= level.size;
       } else {
         e -= vu(vi(e) > all(int32_t(level.size - 1))) & level.size;
       }
@@ -65,23 +67,14 @@ INLINE void find_cell(const Level& level, const vf x[3], Cell& c) {
 
 INLINE void prefetch(const float* table, const Cell& c) {
   for (int k = 0; k < 8; k++)
-    for (int l = 0; l < 8; l++) __builtin_prefetch(table + 2 * size_t(c.entry[k][l]), 0, 3);
-}
-
-// both features of one corner's entries
-INLINE void gather(const float* table, vu entry, vf& f0, vf& f1) {
-  const pair_bits* t = reinterpret_cast<const pair_bits*>(table);
-  const vf a = vf(vd4{t[entry[0]], t[entry[1]], t[entry[4]], t[entry[5]]});
-  const vf b = vf(vd4{t[entry[2]], t[entry[3]], t[entry[6]], t[entry[7]]});
-  f0 = __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
-  f1 = __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+    for (int l = 0; l < LANES; l++) __builtin_prefetch(table + 2 * size_t(c.entry[k][l]), 0, 3);
 }
 
 // h[2]; DERIVATIVES >= 1: j[feature * 3 + axis] = dh/dx; DERIVATIVES == 2: m[feature * 3 + 0, 1, 2] = d2h / dxdy, dxdz, dydz
 template <int DERIVATIVES>
 INLINE void blend(const Level& level, const float* table, const Cell& c, vf h[2], vf j[6], vf m[6]) {
   vf corner[2][8];
-  UNROLL for (int k = 0; k < 8; k++) gather(table, c.entry[k], corner[0][k], corner[1][k]);
+  UNROLL for (int k = 0; k < 8; k++) load_pairs(table, c.entry[k], corner[0][k], corner[1][k]);
   const vf x = c.w[0], y = c.w[1], z = c.w[2], s = all(level.scale);
   UNROLL for (int f = 0; f < 2; f++) {
     const vf* q = corner[f];
@@ -108,7 +101,7 @@ INLINE void blend(const Level& level, const float* table, const Cell& c, vf h[2]
 template <bool SECOND>
 INLINE void scatter_cell(const Level& level, float* d_table, const Cell& c, const vf g[2], const vf u[2], const vf q[3], int lanes) {
   const vf wx[2] = {1.0f - c.w[0], c.w[0]}, wy[2] = {1.0f - c.w[1], c.w[1]}, wz[2] = {1.0f - c.w[2], c.w[2]}, s = all(level.scale);
-  alignas(32) float add[8][16];
+  alignas(32) float add[8][2 * LANES];
   vf qx, qy, qz;
   if (SECOND) qx = q[0] * s, qy = q[1] * s, qz = q[2] * s;
   UNROLL for (int yz = 0; yz < 4; yz++) {
@@ -128,23 +121,21 @@ INLINE void scatter_cell(const Level& level, float* d_table, const Cell& c, cons
         add0 += grad * u[0];
         add1 += grad * u[1];
       }
-      store(add[k], __builtin_shufflevector(add0, add1, 0, 8, 1, 9, 4, 12, 5, 13));
-      store(add[k] + 8, __builtin_shufflevector(add0, add1, 2, 10, 3, 11, 6, 14, 7, 15));
+      store_pairs(add[k], add0, add1);
     }
   }
-  static const int position[8] = {0, 2, 8, 10, 4, 6, 12, 14};
   for (int l = 0; l < lanes; l++)
     UNROLL for (int k = 0; k < 8; k++) {
       pair* entry = reinterpret_cast<pair*>(d_table + 2 * size_t(c.entry[k][l]));
-      *entry += *reinterpret_cast<const pair*>(add[k] + position[l]);
+      *entry += *reinterpret_cast<const pair*>(add[k] + PAIR_AT[l]);
     }
 }
 
-// x of 8 points, block [3][8], for `lanes` points from `x`
+// `lanes` points from rows `x`, by axis
 INLINE void load_points(const float* x, int lanes, vf p[3]) {
   UNROLL for (int d = 0; d < 3; d++) p[d] = load_lanes(x + d, 3, lanes);
 }
 
-constexpr int AHEAD = 2;  // groups of 8 points whose table lines are fetched early; 1 and 3 are no better
+constexpr int AHEAD = 2;  // groups of points whose table lines are fetched early; 1 and 3 are no better
 
 }  // namespace

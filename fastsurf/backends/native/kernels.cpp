@@ -13,8 +13,8 @@ constexpr int SEGMENTS = 32;  // of points, each with its own sum of weight grad
 INLINE int padded(int width) { return (width + 7) & ~7; }
 INLINE int64_t tiles_of(int64_t n) { return (n + TILE - 1) / TILE; }
 INLINE int points_in(int64_t n, int64_t start) { return int(n - start < TILE ? n - start : TILE); }
-INLINE int blocks_of(int points) { return (points + 7) / 8; }
-INLINE int lanes_in(int points, int block) { return points - 8 * block < 8 ? points - 8 * block : 8; }
+INLINE int blocks_of(int points) { return (points + LANES - 1) / LANES; }
+INLINE int lanes_in(int64_t points, int64_t block) { return points - LANES * block < LANES ? int(points - LANES * block) : LANES; }
 
 void fill_zero(float* p, size_t n) {
   for (size_t i = 0; i < n; i++) p[i] = 0.0f;
@@ -22,13 +22,13 @@ void fill_zero(float* p, size_t n) {
 
 // ---- encoding
 
-// Encodes a tile: blocks (.., ep, 8) and, with JACOBIAN, blocks (.., 2L, 3, 8). Cells are found AHEAD groups early.
+// Encodes a tile: blocks (.., ep, LANES) and, with JACOBIAN, blocks (.., 2L, 3, LANES). Cells are found AHEAD groups early.
 template <bool JACOBIAN>
 void encode_tile(const Grid& grid, const float* x, int points, float* blocks, int ep, float* jacobian) {
-  const int n_blocks = blocks_of(points), n_groups = n_blocks * grid.n_levels, j_block = grid.n_levels * 48;
+  const int n_blocks = blocks_of(points), n_groups = n_blocks * grid.n_levels, j_block = grid.n_levels * 6 * LANES;
   Cell ring[4];
-  vf at[TILE / 8][3];
-  for (int b = 0; b < n_blocks; b++) load_points(x + 24 * b, lanes_in(points, b), at[b]);
+  vf at[TILE / LANES][3];
+  for (int b = 0; b < n_blocks; b++) load_points(x + 3 * LANES * b, lanes_in(points, b), at[b]);
   int early_level = 0, early_block = 0, level = 0, block = 0;
   for (int group = 0; group < n_groups + AHEAD; group++) {
     if (group < n_groups) {
@@ -39,8 +39,8 @@ void encode_tile(const Grid& grid, const float* x, int points, float* blocks, in
     if (group < AHEAD) continue;
     vf h[2], j[6];
     blend<JACOBIAN ? 1 : 0>(grid.levels[level], grid.table, ring[(group - AHEAD) & 3], h, j, nullptr);
-    UNROLL for (int f = 0; f < 2; f++) store(blocks + (block * ep + 2 * level + f) * 8, h[f]);
-    if (JACOBIAN) UNROLL for (int k = 0; k < 6; k++) store(jacobian + block * j_block + (6 * level + k) * 8, j[k]);
+    UNROLL for (int f = 0; f < 2; f++) store(blocks + (block * ep + 2 * level + f) * LANES, h[f]);
+    if (JACOBIAN) UNROLL for (int k = 0; k < 6; k++) store(jacobian + block * j_block + (6 * level + k) * LANES, j[k]);
     if (++block == n_blocks) block = 0, level++;
   }
 }
@@ -52,7 +52,7 @@ void encode(const Grid& grid, const float* x, int64_t n, int threads, float* h) 
     const int points = points_in(n, start);
     float *blocks = scratch, *rows = scratch + TILE * ep;
     encode_tile<false>(grid, x + 3 * start, points, blocks, ep, nullptr);
-    for (int b = 0; b < blocks_of(points); b++) block_to_rows(blocks + b * 8 * ep, ep, rows + b * 8 * ep);
+    for (int b = 0; b < blocks_of(points); b++) block_to_rows(blocks + b * LANES * ep, ep, rows + b * LANES * ep);
     copy(rows, points, width, ep, h + start * width, width);
   });
 }
@@ -61,8 +61,8 @@ template <int DERIVATIVES>
 void encode_jacobian_of(const Grid& grid, const float* x, int64_t n, int threads, const float* u, const float* q, float* dx, float* du, float* dxx) {
   const int width = 2 * grid.n_levels;
   parallel(threads, tiles_of(n), 0, [=, &grid](int64_t tile, float*) {
-    for (int64_t i = tile * TILE; i < n && i < (tile + 1) * TILE; i += 8) {
-      const int lanes = int(n - i < 8 ? n - i : 8);
+    for (int64_t i = tile * TILE; i < n && i < (tile + 1) * TILE; i += LANES) {
+      const int lanes = int(n - i < LANES ? n - i : LANES);
       vf at[3], along[3] = {}, slope[3] = {}, bend[3] = {};
       load_points(x + 3 * i, lanes, at);
       if (q) load_points(q + 3 * i, lanes, along);
@@ -112,23 +112,23 @@ struct Columns {  // of rows or of blocks
 
 template <bool SECOND>
 void scatter_level(const Level& level, int l, const float* x, int64_t n, const Columns& g, const Columns& u, const float* q, float* d_table) {
-  const int64_t n_blocks = (n + 7) / 8;
+  const int64_t n_blocks = (n + LANES - 1) / LANES;
   Cell ring[4];
   for (int64_t b = 0; b < n_blocks + AHEAD; b++) {
     if (b < n_blocks) {
       vf at[3];
-      load_points(x + 24 * b, int(n - 8 * b < 8 ? n - 8 * b : 8), at);
+      load_points(x + 3 * LANES * b, lanes_in(n, b), at);
       find_cell(level, at, ring[b & 3]);
       prefetch(d_table, ring[b & 3]);
     }
     if (b < AHEAD) continue;
     const int64_t now = b - AHEAD;
-    const int lanes = int(n - 8 * now < 8 ? n - 8 * now : 8);
+    const int lanes = lanes_in(n, now);
     vf first[2] = {}, second[2] = {}, along[3] = {};
     if (g.base) UNROLL for (int f = 0; f < 2; f++) first[f] = g.at(now, 2 * l + f, lanes);
     if (SECOND) {
       UNROLL for (int f = 0; f < 2; f++) second[f] = u.at(now, 2 * l + f, lanes);
-      load_points(q + 24 * now, lanes, along);
+      load_points(q + 3 * LANES * now, lanes, along);
     }
     scatter_cell<SECOND>(level, d_table, ring[now & 3], first, second, along, lanes);
   }
@@ -146,7 +146,7 @@ void scatter_columns(const Grid& grid, const float* x, int64_t n, int threads, c
 
 void scatter(const Grid& grid, const float* x, int64_t n, int threads, const float* g, const float* u, const float* q, float* d_table) {
   const int64_t width = 2 * grid.n_levels;
-  scatter_columns(grid, x, n, threads, {g, 8 * width, 1, width}, {u, 8 * width, 1, width}, q, d_table);
+  scatter_columns(grid, x, n, threads, {g, LANES * width, 1, width}, {u, LANES * width, 1, width}, q, d_table);
 }
 
 // ---- field
@@ -181,13 +181,14 @@ INLINE void hidden_layer(const FieldWeights& w, const float* h, int points, floa
   gemm<RELU>(points, w.hp, w.width, h, w.ep, 1, w.w1t, w.hp, z, w.hp);
   if (!s) return;
   for (int p = 0; p < points; p++)
-    for (int k = 0; k < w.hp; k += 8) store(s + p * w.hp + k, keep_if(vi(load(z + p * w.hp + k) > all(0.0f)), load(w.w2 + k)));
+    for (int k = 0; k < w.hp; k += LANES) store(s + p * w.hp + k, keep_if(vi(load(z + p * w.hp + k) > all(0.0f)), load(w.w2 + k)));
 }
 
 void field(const Grid& grid, const Net& net, const float* x, int64_t n, int threads, float* out, float* gradient, const Saved& saved) {
-  Arena sizes{nullptr};
-  const size_t tile_floats = (FieldTile(sizes, FieldWeights(sizes, grid, net)), sizes.used);
-  Arena arena{shared_scratch(tile_floats)};
+  Arena sizes{nullptr}, tile_sizes{nullptr};
+  const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
+  const size_t tile_floats = tile_sizes.used;
+  Arena arena{shared_scratch(sizes.used)};
   FieldWeights w(arena, grid, net);
   w.fill(net);
   parallel(threads, tiles_of(n), tile_floats, [=, &grid, &net, &saved](int64_t tile, float* scratch) {
@@ -200,35 +201,36 @@ void field(const Grid& grid, const Net& net, const float* x, int64_t n, int thre
     float* blocks = saved.h ? saved.u + start * w.ep : t.blocks;  // holds h first, then u
     encode_tile<true>(grid, x + 3 * start, points, blocks, w.ep, jacobian);
     for (int b = 0; b < n_blocks; b++) {
-      for (int k = w.width; k < w.ep; k++) store(blocks + (b * w.ep + k) * 8, all(0.0f));
-      block_to_rows(blocks + b * 8 * w.ep, w.ep, h + b * 8 * w.ep);
+      for (int k = w.width; k < w.ep; k++) store(blocks + (b * w.ep + k) * LANES, all(0.0f));
+      block_to_rows(blocks + b * LANES * w.ep, w.ep, h + b * LANES * w.ep);
     }
-    hidden_layer(w, h, 8 * n_blocks, t.z, t.s);
+    hidden_layer(w, h, LANES * n_blocks, t.z, t.s);
     if (net.outputs == w.op) {
       gemm<PLAIN>(points, w.op, net.hidden, t.z, w.hp, 1, w.w2t, w.op, out + start * w.op, w.op);
     } else {
       gemm<PLAIN>(points, w.op, net.hidden, t.z, w.hp, 1, w.w2t, w.op, t.out, w.op);
       copy(t.out, points, net.outputs, w.op, out + start * net.outputs, net.outputs);
     }
-    gemm<PLAIN>(8 * n_blocks, w.ep, net.hidden, t.s, w.hp, 1, w.w1, w.ep, t.u, w.ep);
+    gemm<PLAIN>(LANES * n_blocks, w.ep, net.hidden, t.s, w.hp, 1, w.w1, w.ep, t.u, w.ep);
     for (int b = 0; b < n_blocks; b++) {
-      float* u = blocks + b * 8 * w.ep;
-      rows_to_block(t.u + b * 8 * w.ep, w.ep, u);
-      const float* j = jacobian + b * 24 * w.width;
+      float* u = blocks + b * LANES * w.ep;
+      rows_to_block(t.u + b * LANES * w.ep, w.ep, u);
+      const float* j = jacobian + b * 3 * LANES * w.width;
       vf g[3] = {};
       for (int k = 0; k < w.width; k++) {
-        const vf u_k = load(u + 8 * k);
-        UNROLL for (int d = 0; d < 3; d++) g[d] += u_k * load(j + 24 * k + 8 * d);
+        const vf u_k = load(u + LANES * k);
+        UNROLL for (int d = 0; d < 3; d++) g[d] += u_k * load(j + (3 * k + d) * LANES);
       }
-      for (int d = 0; d < 3; d++) store_lanes(gradient + (start + 8 * b) * 3 + d, 3, lanes_in(points, b), g[d]);
+      for (int d = 0; d < 3; d++) store_lanes(gradient + (start + LANES * b) * 3 + d, 3, lanes_in(points, b), g[d]);
     }
   });
 }
 
 void field_value(const Grid& grid, const Net& net, const float* x, int64_t n, int threads, float* value) {
-  Arena sizes{nullptr};
-  const size_t tile_floats = (FieldTile(sizes, FieldWeights(sizes, grid, net)), sizes.used);
-  Arena arena{shared_scratch(tile_floats)};
+  Arena sizes{nullptr}, tile_sizes{nullptr};
+  const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
+  const size_t tile_floats = tile_sizes.used;
+  Arena arena{shared_scratch(sizes.used)};
   FieldWeights w(arena, grid, net);
   w.fill(net);
   parallel(threads, tiles_of(n), tile_floats, [=, &grid](int64_t tile, float* scratch) {
@@ -237,12 +239,12 @@ void field_value(const Grid& grid, const Net& net, const float* x, int64_t n, in
     const int64_t start = tile * TILE;
     const int points = points_in(n, start);
     encode_tile<false>(grid, x + 3 * start, points, t.blocks, w.ep, nullptr);
-    for (int b = 0; b < blocks_of(points); b++) block_to_rows(t.blocks + b * 8 * w.ep, w.ep, t.rows + b * 8 * w.ep);
+    for (int b = 0; b < blocks_of(points); b++) block_to_rows(t.blocks + b * LANES * w.ep, w.ep, t.rows + b * LANES * w.ep);
     hidden_layer(w, t.rows, points, t.z, nullptr);
     for (int p = 0; p < points; p++) {
       vf sum = {};
-      for (int k = 0; k < w.hp; k += 8) sum += load(t.z + p * w.hp + k) * load(w.w2 + k);
-      value[start + p] = ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
+      for (int k = 0; k < w.hp; k += LANES) sum += load(t.z + p * w.hp + k) * load(w.w2 + k);
+      value[start + p] = sum_lanes(sum);
     }
   });
 }
@@ -259,12 +261,12 @@ void sum_segments(const float* sums, int64_t segments, size_t stride, int rows, 
 
 void field_backward(const Grid& grid, const Net& net, const float* x, int64_t n, int threads, const Saved& saved, const float* d_out, const float* q,
                     float* g_h, float* d_table, float* d_w1, float* d_w2) {
-  Arena sizes{nullptr};
+  Arena sizes{nullptr}, tile_sizes{nullptr};
   FieldWeights w(sizes, grid, net);
   const size_t d1_size = size_t(net.hidden) * w.ep, stride = (d1_size + size_t(net.outputs) * w.hp + 15) & ~size_t(15);
   const int64_t n_tiles = tiles_of(n), segments = n_tiles < SEGMENTS ? n_tiles : SEGMENTS;
-  Arena counting{nullptr};
-  const size_t tile_floats = (FieldTile(counting, w), counting.used);
+  const FieldTile counted(tile_sizes, w);
+  const size_t tile_floats = tile_sizes.used;
   Arena arena{shared_scratch(sizes.used + stride * size_t(segments))};
   w = FieldWeights(arena, grid, net);
   w.fill(net);
@@ -282,19 +284,20 @@ void field_backward(const Grid& grid, const Net& net, const float* x, int64_t n,
       hidden_layer(w, h, points, t.z, q ? t.s : nullptr);
       if (q) {  // second order
         for (int b = 0; b < n_blocks; b++) {
-          const float* j = saved.jacobian + (start + 8 * b) * 3 * w.width;
-          float* g_u = t.blocks + b * 8 * w.ep;
+          const float* j = saved.jacobian + (start + LANES * b) * 3 * w.width;
+          float* g_u = t.blocks + b * LANES * w.ep;
           vf along[3];
-          load_points(q + 3 * (start + 8 * b), lanes_in(points, b), along);
+          load_points(q + 3 * (start + LANES * b), lanes_in(points, b), along);
           for (int k = 0; k < w.width; k++)
-            store(g_u + 8 * k, along[0] * load(j + 24 * k) + along[1] * load(j + 24 * k + 8) + along[2] * load(j + 24 * k + 16));
-          for (int k = w.width; k < w.ep; k++) store(g_u + 8 * k, all(0.0f));
-          block_to_rows(g_u, w.ep, t.u + b * 8 * w.ep);
+            store(g_u + k * LANES,
+                  along[0] * load(j + 3 * k * LANES) + along[1] * load(j + (3 * k + 1) * LANES) + along[2] * load(j + (3 * k + 2) * LANES));
+          for (int k = w.width; k < w.ep; k++) store(g_u + LANES * k, all(0.0f));
+          block_to_rows(g_u, w.ep, t.u + b * LANES * w.ep);
         }
         if (d_w1) {
           gemm<ADD>(net.hidden, w.ep, points, t.s, 1, w.hp, t.u, w.ep, d1, w.ep);
           gemm<MASK>(points, w.hp, w.width, t.u, w.ep, 1, w.w1t, w.hp, t.g_z, w.hp, t.z, w.hp);
-          for (int k = 0; k < w.hp; k += 8) {
+          for (int k = 0; k < w.hp; k += LANES) {
             vf sum = load(d2 + k);
             for (int p = 0; p < points; p++) sum += load(t.g_z + p * w.hp + k);
             store(d2 + k, sum);
@@ -310,7 +313,7 @@ void field_backward(const Grid& grid, const Net& net, const float* x, int64_t n,
         }
         if (d_table) {
           gemm<PLAIN>(points, w.ep, net.hidden, t.g_z, w.hp, 1, w.w1, w.ep, t.u, w.ep);
-          for (int b = 0; b < n_blocks; b++) rows_to_block(t.u + b * 8 * w.ep, w.ep, g_h + (start + 8 * b) * w.ep);
+          for (int b = 0; b < n_blocks; b++) rows_to_block(t.u + b * LANES * w.ep, w.ep, g_h + (start + LANES * b) * w.ep);
         }
       }
     }
@@ -319,7 +322,7 @@ void field_backward(const Grid& grid, const Net& net, const float* x, int64_t n,
     sum_segments(sums, segments, stride, net.hidden, w.width, w.ep, d_w1);
     sum_segments(sums + d1_size, segments, stride, net.outputs, net.hidden, w.hp, d_w2);
   }
-  if (d_table) scatter_columns(grid, x, n, threads, {d_out ? g_h : nullptr, 8 * w.ep, 8, 1}, {saved.u, 8 * w.ep, 8, 1}, q, d_table);
+  if (d_table) scatter_columns(grid, x, n, threads, {d_out ? g_h : nullptr, LANES * w.ep, LANES, 1}, {saved.u, LANES * w.ep, LANES, 1}, q, d_table);
 }
 
 // ---- MLP

@@ -9,7 +9,7 @@
 //     second order    G_u = J q,  dW1 += s G_u^T,  dv += m (W1 G_u)          (the ReLU's own second derivative is 0)
 //     table           dT[corner c] += w_c G_h + (q . grad w_c) u             one scatter for both orders
 //
-// Weights come as [out, in], row-major. "Rows" are matrices of one row a point; "blocks" hold 8 points, lane by lane: [column][8].
+// Weights come as [out, in], row-major. "Rows" are matrices of one row a point; "blocks" hold LANES points (8 or 4), lane by lane: [column][LANES].
 // Widths are padded to multiples of 8 inside (hp = hidden, padded; ep = encoding; op = outputs), n to multiples of 8 in saved blocks.
 //
 // Results don't depend on the number of threads: every row is computed alike wherever it falls, weight gradients are summed per
@@ -41,8 +41,8 @@ struct Net {
 
 struct Saved {      // what a forward pass of the field leaves for the backward pass; np = n rounded up to 8
   float* h;         // (np, ep) rows
-  float* jacobian;  // (np / 8, 2L, 3, 8) blocks
-  float* u;         // (np / 8, ep, 8) blocks
+  float* jacobian;  // (np / LANES, 2L, 3, LANES) blocks
+  float* u;         // (np / LANES, ep, LANES) blocks
 };
 
 struct Kernels {
@@ -54,7 +54,7 @@ struct Kernels {
   void (*scatter)(const Grid&, const float* x, int64_t n, int threads, const float* g, const float* u, const float* q, float* d_table);
   // out (n, outputs), gradient (n, 3); saved.h null: nothing is saved
   void (*field)(const Grid&, const Net&, const float* x, int64_t n, int threads, float* out, float* gradient, const Saved&);
-  // d_out or q may be null, d_table or d_w1 and d_w2 too. g_h: room for (np / 8, ep, 8). d_table is added to, d_w are overwritten
+  // d_out or q may be null, d_table or d_w1 and d_w2 too. g_h: room for (np / LANES, ep, LANES). d_table is added to, d_w are overwritten
   void (*field_backward)(const Grid&, const Net&, const float* x, int64_t n, int threads, const Saved&, const float* d_out, const float* q, float* g_h,
                          float* d_table, float* d_w1, float* d_w2);
   // out[:, 0]

@@ -1,4 +1,4 @@
-// Vectors of 8 lanes in GCC's and Clang's vector extensions. Everything is inlined into the translation unit that includes it.
+// Vectors of LANES floats in GCC's and Clang's vector extensions. Everything is inlined into the translation unit that includes it.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -12,34 +12,83 @@
 
 namespace {
 
-typedef float vf __attribute__((vector_size(32)));
-typedef int32_t vi __attribute__((vector_size(32)));
-typedef uint32_t vu __attribute__((vector_size(32)));
-typedef double vd4 __attribute__((vector_size(32)));
-typedef float vf_any __attribute__((vector_size(32), aligned(4), may_alias));  // 8 floats anywhere
-typedef float pair __attribute__((vector_size(8), aligned(4), may_alias));     // one entry of the table
-typedef double pair_bits __attribute__((aligned(4), may_alias));               // the same, moved as one 8-byte word
+#ifdef __AVX2__
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;  // GCC keeps vectors wider than the registers in memory
+#endif
+
+typedef float vf __attribute__((vector_size(4 * LANES)));
+typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
+typedef double vd __attribute__((vector_size(4 * LANES)));                             // half as many
+typedef float vf_any __attribute__((vector_size(4 * LANES), aligned(4), may_alias));  // floats anywhere
+typedef float pair __attribute__((vector_size(8), aligned(4), may_alias));            // one entry of the table
+typedef double pair_bits __attribute__((aligned(4), may_alias));                      // the same, moved as one 8-byte word
 
 INLINE vf load(const float* p) { return *reinterpret_cast<const vf_any*>(p); }
 INLINE void store(float* p, vf a) { *reinterpret_cast<vf_any*>(p) = a; }
+#ifdef __AVX2__
 INLINE vf all(float a) { return vf{a, a, a, a, a, a, a, a}; }
 INLINE vi all(int32_t a) { return vi{a, a, a, a, a, a, a, a}; }
 INLINE vu all(uint32_t a) { return vu{a, a, a, a, a, a, a, a}; }
+#else
+INLINE vf all(float a) { return vf{a, a, a, a}; }
+INLINE vi all(int32_t a) { return vi{a, a, a, a}; }
+INLINE vu all(uint32_t a) { return vu{a, a, a, a}; }
+#endif
 INLINE vf keep_if(vi mask, vf a) { return vf(mask & vi(a)); }
 INLINE vf lerp(vf a, vf step, vf w) { return step * w + a; }
 
-// 8 lanes from an array of structures: lane l from p[l * stride]; lanes from `lanes` on repeat the last.
+// From an array of structures: lane l from p[l * stride]; lanes from `lanes` on repeat the last.
 INLINE vf load_lanes(const float* p, int64_t stride, int lanes) {
   vf a;
-  for (int l = 0; l < 8; l++) a[l] = p[(l < lanes ? l : lanes - 1) * stride];
+  for (int l = 0; l < LANES; l++) a[l] = p[(l < lanes ? l : lanes - 1) * stride];
   return a;
 }
 INLINE void store_lanes(float* p, int64_t stride, int lanes, vf a) {
   for (int l = 0; l < lanes; l++) p[l * stride] = a[l];
 }
 
-INLINE void transpose8(vf r[8]) {
-  vf t[8], s[8];
+INLINE float sum_lanes(vf a) {
+  float sum = 0.0f;
+  for (int l = 0; l < LANES; l++) sum += a[l];
+  return sum;
+}
+
+// The lane-by-lane pairs (a, b): that of lane l at to[PAIR_AT[l]].
+#ifdef __AVX2__
+constexpr int PAIR_AT[LANES] = {0, 2, 8, 10, 4, 6, 12, 14};
+INLINE void store_pairs(float* to, vf a, vf b) {
+  store(to, __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13));
+  store(to + 8, __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15));
+}
+#else
+constexpr int PAIR_AT[LANES] = {0, 2, 4, 6};
+INLINE void store_pairs(float* to, vf a, vf b) {
+  store(to, __builtin_shufflevector(a, b, 0, 4, 1, 5));
+  store(to + 4, __builtin_shufflevector(a, b, 2, 6, 3, 7));
+}
+#endif
+
+// Both numbers of the pair at table[2 entry], for every lane.
+INLINE void load_pairs(const float* table, vu entry, vf& first, vf& second) {
+  const pair_bits* t = reinterpret_cast<const pair_bits*>(table);
+#ifdef __AVX2__
+  const vf a = vf(vd{t[entry[0]], t[entry[1]], t[entry[4]], t[entry[5]]}), b = vf(vd{t[entry[2]], t[entry[3]], t[entry[6]], t[entry[7]]});
+  first = __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
+  second = __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+#else
+  const vf a = vf(vd{t[entry[0]], t[entry[1]]}), b = vf(vd{t[entry[2]], t[entry[3]]});
+  first = __builtin_shufflevector(a, b, 0, 2, 4, 6);
+  second = __builtin_shufflevector(a, b, 1, 3, 5, 7);
+#endif
+}
+
+INLINE void transpose(vf r[LANES]) {
+  vf s[LANES];
+#ifdef __AVX2__
+  vf t[LANES];
   UNROLL for (int k = 0; k < 8; k += 2) {
     t[k] = __builtin_shufflevector(r[k], r[k + 1], 0, 8, 1, 9, 4, 12, 5, 13);
     t[k + 1] = __builtin_shufflevector(r[k], r[k + 1], 2, 10, 3, 11, 6, 14, 7, 15);
@@ -52,23 +101,29 @@ INLINE void transpose8(vf r[8]) {
     r[k] = __builtin_shufflevector(s[k], s[k + 4], 0, 1, 2, 3, 8, 9, 10, 11);
     r[k + 4] = __builtin_shufflevector(s[k], s[k + 4], 4, 5, 6, 7, 12, 13, 14, 15);
   }
+#else
+  s[0] = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), s[1] = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+  s[2] = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5), s[3] = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  r[0] = __builtin_shufflevector(s[0], s[2], 0, 1, 4, 5), r[1] = __builtin_shufflevector(s[0], s[2], 2, 3, 6, 7);
+  r[2] = __builtin_shufflevector(s[1], s[3], 0, 1, 4, 5), r[3] = __builtin_shufflevector(s[1], s[3], 2, 3, 6, 7);
+#endif
 }
 
-// A block [columns][8] <-> 8 rows; columns a multiple of 8.
+// A block [columns][LANES] <-> LANES rows; columns a multiple of 8.
 INLINE void block_to_rows(const float* block, int columns, float* rows) {
-  for (int c = 0; c < columns; c += 8) {
-    vf r[8];
-    UNROLL for (int k = 0; k < 8; k++) r[k] = load(block + (c + k) * 8);
-    transpose8(r);
-    UNROLL for (int k = 0; k < 8; k++) store(rows + k * columns + c, r[k]);
+  for (int c = 0; c < columns; c += LANES) {
+    vf r[LANES];
+    UNROLL for (int k = 0; k < LANES; k++) r[k] = load(block + (c + k) * LANES);
+    transpose(r);
+    UNROLL for (int k = 0; k < LANES; k++) store(rows + k * columns + c, r[k]);
   }
 }
 INLINE void rows_to_block(const float* rows, int columns, float* block) {
-  for (int c = 0; c < columns; c += 8) {
-    vf r[8];
-    UNROLL for (int k = 0; k < 8; k++) r[k] = load(rows + k * columns + c);
-    transpose8(r);
-    UNROLL for (int k = 0; k < 8; k++) store(block + (c + k) * 8, r[k]);
+  for (int c = 0; c < columns; c += LANES) {
+    vf r[LANES];
+    UNROLL for (int k = 0; k < LANES; k++) r[k] = load(rows + k * columns + c);
+    transpose(r);
+    UNROLL for (int k = 0; k < LANES; k++) store(block + (c + k) * LANES, r[k]);
   }
 }
 
