@@ -82,8 +82,10 @@ class Info:
 class Reconstruct:
     """Photographs with cameras in, a coloured surface mesh out, in the input's own coordinates.
 
-    Settings come from the defaults, then --config, then --set, then flags: the later wins. With --resume the run's own settings take the
-    place of --config. Ctrl-C once ends the training early and still writes the mesh; twice stops at once and keeps the last checkpoint.
+    Settings come from the defaults, then --config, then --set, then flags: the later wins. With --resume and no --config, the run's own
+    settings take its place.
+
+    Ctrl-C once ends the training early and still writes the mesh; twice stops at once and keeps the last checkpoint.
     """
 
     scene: SceneArgument = None
