@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from ..encoding import Level
 from ..errors import BackendError
 
-ABI = 1
+ABI = 2
 SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
 LIBRARY = "_fastsurf_native"
 PROBLEMS = {
@@ -146,7 +146,7 @@ class _Field(Function):
         n, (to_table, *to_weights) = len(x), ctx.needs_input_grad[3:]
         if d_out is None and d_gradient is None:
             return (None,) * 6
-        d_table = torch.zeros(ctx.entries, 2) if to_table else None
+        d_table = torch.empty(ctx.entries, 2) if to_table else None
         d_first, d_second = (torch.empty_like(first), torch.empty_like(second)) if any(to_weights) else (None, None)
         g_h = torch.empty_like(saved[0]) if to_table and d_out is not None else None
         ctx.backend._call(
@@ -248,7 +248,7 @@ def _encode(backend: NativeBackend, levels: tuple[Level, ...], x: Tensor, table:
 def _scatter(
     backend: NativeBackend, levels: tuple[Level, ...], x: Tensor, n_entries: int, g: Tensor | None, u: Tensor | None, q: Tensor | None
 ) -> Tensor:
-    d_table = torch.zeros(n_entries, 2)
+    d_table = torch.empty(n_entries, 2)
     backend._call("scatter", *_levels(levels), n_entries, _points(x), len(x), g, u, q, d_table)
     return d_table
 

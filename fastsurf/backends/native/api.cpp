@@ -50,13 +50,13 @@ int guarded(int set, bool sound, F body) {
 
 }  // namespace
 
-API int fastsurf_abi() { return 1; }
+API int fastsurf_abi() { return 2; }
 
 API int fastsurf_has(int set) { return kernels_for(set) != nullptr; }
 
 API int fastsurf_encode(int set, int threads, const Level* levels, int n_levels, const float* table, int64_t entries, const float* x, int64_t n, float* h) {
   return guarded(set, fits(levels, n_levels, entries), [&](const Kernels& k) {
-    k.encode({levels, n_levels, table}, x, n, threads, h);
+    k.encode({levels, n_levels, table, entries}, x, n, threads, h);
     return true;
   });
 }
@@ -64,7 +64,7 @@ API int fastsurf_encode(int set, int threads, const Level* levels, int n_levels,
 API int fastsurf_encode_jacobian(int set, int threads, const Level* levels, int n_levels, const float* table, int64_t entries, const float* x, int64_t n,
                                  const float* u, const float* q, float* dx, float* du, float* dxx) {
   return guarded(set, fits(levels, n_levels, entries) && (u || !(dx || dxx)) && (q || !(du || dxx)), [&](const Kernels& k) {
-    k.encode_jacobian({levels, n_levels, table}, x, n, threads, u, q, dx, du, dxx);
+    k.encode_jacobian({levels, n_levels, table, entries}, x, n, threads, u, q, dx, du, dxx);
     return true;
   });
 }
@@ -72,7 +72,7 @@ API int fastsurf_encode_jacobian(int set, int threads, const Level* levels, int 
 API int fastsurf_scatter(int set, int threads, const Level* levels, int n_levels, int64_t entries, const float* x, int64_t n, const float* g, const float* u,
                          const float* q, float* d_table) {
   return guarded(set, fits(levels, n_levels, entries) && (u || !q), [&](const Kernels& k) {
-    k.scatter({levels, n_levels, nullptr}, x, n, threads, g, u, q, d_table);
+    k.scatter({levels, n_levels, nullptr, entries}, x, n, threads, g, u, q, d_table);
     return true;
   });
 }
@@ -80,7 +80,7 @@ API int fastsurf_scatter(int set, int threads, const Level* levels, int n_levels
 API int fastsurf_field(int set, int threads, const Level* levels, int n_levels, const float* table, int64_t entries, int hidden, int outputs, const float* w1,
                        const float* w2, const float* x, int64_t n, float* out, float* gradient, float* h, float* jacobian, float* u) {
   return guarded(set, fits(levels, n_levels, entries) && hidden > 0 && outputs > 0, [&](const Kernels& k) {
-    k.field({levels, n_levels, table}, {hidden, outputs, w1, w2}, x, n, threads, out, gradient, {h, jacobian, u});
+    k.field({levels, n_levels, table, entries}, {hidden, outputs, w1, w2}, x, n, threads, out, gradient, {h, jacobian, u});
     return true;
   });
 }
@@ -89,7 +89,7 @@ API int fastsurf_field_backward(int set, int threads, const Level* levels, int n
                                 const float* w2, const float* x, int64_t n, float* h, float* jacobian, float* u, const float* d_out, const float* q,
                                 float* g_h, float* d_table, float* d_w1, float* d_w2) {
   return guarded(set, fits(levels, n_levels, entries) && hidden > 0 && outputs > 0, [&](const Kernels& k) {
-    k.field_backward({levels, n_levels, nullptr}, {hidden, outputs, w1, w2}, x, n, threads, {h, jacobian, u}, d_out, q, g_h, d_table, d_w1, d_w2);
+    k.field_backward({levels, n_levels, nullptr, entries}, {hidden, outputs, w1, w2}, x, n, threads, {h, jacobian, u}, d_out, q, g_h, d_table, d_w1, d_w2);
     return true;
   });
 }
@@ -97,7 +97,7 @@ API int fastsurf_field_backward(int set, int threads, const Level* levels, int n
 API int fastsurf_field_value(int set, int threads, const Level* levels, int n_levels, const float* table, int64_t entries, int hidden, int outputs,
                              const float* w1, const float* w2, const float* x, int64_t n, float* value) {
   return guarded(set, fits(levels, n_levels, entries) && hidden > 0 && outputs > 0, [&](const Kernels& k) {
-    k.field_value({levels, n_levels, table}, {hidden, outputs, w1, w2}, x, n, threads, value);
+    k.field_value({levels, n_levels, table, entries}, {hidden, outputs, w1, w2}, x, n, threads, value);
     return true;
   });
 }

@@ -135,6 +135,12 @@ void scatter_level(const Level& level, int l, const float* x, int64_t n, const C
 }
 
 void scatter_columns(const Grid& grid, const float* x, int64_t n, int threads, const Columns& g, const Columns& u, const float* q, float* d_table) {
+  constexpr int64_t CHUNK = 1 << 16;
+  const int64_t size = 2 * grid.entries;
+  parallel(threads, (size + CHUNK - 1) / CHUNK, 0, [=](int64_t chunk, float*) {
+    const int64_t start = chunk * CHUNK;
+    fill_zero(d_table + start, size_t(size - start < CHUNK ? size - start : CHUNK));
+  });
   parallel(threads, grid.n_levels, 0, [=, &grid](int64_t task, float*) {
     const int l = grid.n_levels - 1 - int(task);  // the finest are the slowest
     if (q)

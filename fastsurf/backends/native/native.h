@@ -31,7 +31,8 @@ struct Level {
 struct Grid {
   const Level* levels;
   int n_levels;
-  const float* table;  // (entries, 2)
+  const float* table;  // (entries, 2); null where only its gradient is wanted
+  int64_t entries;
 };
 
 struct Net {
@@ -50,11 +51,11 @@ struct Kernels {
   void (*encode)(const Grid&, const float* x, int64_t n, int threads, float* h);
   // each where its pointer is not null: dx = J^T u (n, 3); du = J q (n, 2L); dxx = (sum_f u_f d2 h_f / dx2) q (n, 3)
   void (*encode_jacobian)(const Grid&, const float* x, int64_t n, int threads, const float* u, const float* q, float* dx, float* du, float* dxx);
-  // d_table += w_c g + (q . grad w_c) u over all corners; g or (q and u) may be null
+  // d_table = the sum of w_c g + (q . grad w_c) u over all corners; g or (q and u) may be null
   void (*scatter)(const Grid&, const float* x, int64_t n, int threads, const float* g, const float* u, const float* q, float* d_table);
   // out (n, outputs), gradient (n, 3); saved.h null: nothing is saved
   void (*field)(const Grid&, const Net&, const float* x, int64_t n, int threads, float* out, float* gradient, const Saved&);
-  // d_out or q may be null, d_table or d_w1 and d_w2 too. g_h: room for (np / LANES, ep, LANES). d_table is added to, d_w are overwritten
+  // d_out or q may be null, d_table or d_w1 and d_w2 too. g_h: room for (np / LANES, ep, LANES). All gradients are overwritten
   void (*field_backward)(const Grid&, const Net&, const float* x, int64_t n, int threads, const Saved&, const float* d_out, const float* q, float* g_h,
                          float* d_table, float* d_w1, float* d_w2);
   // out[:, 0]
