@@ -28,7 +28,7 @@ bool fits(const Level* levels, int n_levels, int64_t entries) {
   for (int i = 0; i < n_levels; i++) {
     const Level& l = levels[i];
     const int64_t r = l.resolution, vertices = (r * r * r + 7) / 8 * 8;
-    if (r < 1 || r > (1 << 20) || l.size == 0 || l.size > (1u << 31) - 1 || int64_t(l.offset) + l.size > entries) return false;
+    if (r < 1 || r > (1 << 20) || l.size == 0 || l.size > 1u << 29 || int64_t(l.offset) + l.size > entries) return false;
     if (l.hashed ? (l.size & (l.size - 1)) != 0 : vertices > l.size) return false;
   }
   return entries < (int64_t(1) << 31);
