@@ -20,7 +20,7 @@ from .shade import look_at
 
 CENTER = np.array([0.01, 0.0, 0.82])  # of the solid's bounding box
 RADIUS = 1.25  # of the cube round CENTER that holds the solid
-FIELD_OF_VIEW = math.radians(36)
+FIELD_OF_VIEW = math.radians(38)
 DISTANCE = 4.0  # of the cameras from CENTER
 LOWEST, HIGHEST = math.radians(-28), math.radians(72)  # elevation of the cameras
 
