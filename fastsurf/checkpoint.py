@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .config import Config, from_dict, to_dict
 from .errors import CheckpointError
+from .files import write_whole
 from .model import Model
 from .train import Training
 
@@ -33,20 +34,6 @@ class Header:
     progress: float
     seconds: float
     squared_error: float
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the new one, never a part; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, run: Training) -> None:
@@ -82,7 +69,9 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(f"{path}: a safetensors file, but not one of fastsurf's")
     tree: dict[str, Any] = json.loads(text)
     if tree["format"] != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {tree['format']}, this version reads {FORMAT}; reconstruct again, or use the version that wrote it")
+        raise CheckpointError(
+            f"{path}: checkpoint format {tree['format']}, this version reads {FORMAT}: reconstruct again, or use the version that wrote it"
+        )
     x, y, z = tree["center"]
     return Header(
         from_dict(tree["config"], str(path)), tree["scene"], tree["scene_format"], (x, y, z), tree["radius"],

@@ -222,15 +222,13 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
         _check_mesh_file(o.out, o.force or o.resume)
     if o.resume:
         kept.checkpoint = run / "checkpoint.safetensors"
-    elif o.force:
-        (run / "checkpoint.safetensors").unlink(missing_ok=True)
 
     with _display(o.json, o.quiet, name, ("read", "train", "mesh"), interrupt.requested) as display, \
             _json_lines(o.json, o.force or o.resume, o.resume) as lines:
         from .reconstruct import reconstruct as make
 
         result = make(
-            path, config, run=run, out=o.out, go_on=o.resume, format=o.photographs.format,
+            path, config, run=run, out=o.out, go_on=o.resume, force=o.force, format=o.photographs.format,
             hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested,
         )
     if not o.quiet:

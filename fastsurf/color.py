@@ -1,5 +1,7 @@
 """The colour head c(x, n, h, d): position, normal, the field's feature and the viewing direction (UNISURF; IDR's renderer M)."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,7 @@ class ColorHead(nn.Module):
         if not self.used <= set(WIDTHS):
             raise ConfigError(f"color.inputs: want some of {', '.join(sorted(WIDTHS))}; found {config.inputs!r}")
         widths = [IN] + [config.width] * config.hidden + [OUT]
-        self.weights = nn.ParameterList(xavier(b, a, generator) for a, b in zip(widths, widths[1:], strict=False))
+        self.weights = nn.ParameterList(xavier(b, a, generator) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor, sample: FieldSample, directions: Tensor, backend: Backend) -> Tensor:
         """Colours (n, 3) in [0, 1] of points x seen along unit directions, both (n, 3)."""

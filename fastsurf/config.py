@@ -232,7 +232,7 @@ def _merge(config: T, tree: Mapping[str, Any], source: str, prefix: str = "") ->
 
 def _elsewhere(key: str) -> list[str]:
     known = {f.name: f"{s.name}.{f.name}" for s in fields(Config) if s.default_factory is not dataclasses.MISSING
-             for f in fields(s.default_factory())}  # type: ignore[arg-type]
+             for f in fields(s.default_factory())}
     return [known[k] for k in difflib.get_close_matches(key, known, n=1)]
 
 

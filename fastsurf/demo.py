@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from .cameras import Camera
-from .checkpoint import write_whole
 from .config import Config
 from .demo_scene import make_scene
+from .files import write_whole
 from .formats import load
 from .hooks import Hook, MeshProgress, Saved
 from .mesh import Mesh
 from .meshio import read_mesh
 from .metrics import read_truth, score_mesh
 from .pictures import png
-from .reconstruct import CHECKPOINT, PREVIEW, Phases, announce, reconstruct
+from .reconstruct import PREVIEW, Phases, announce, reconstruct
 from .runs import write_json
 from .shade import draw, look_at, sheet
 
@@ -40,16 +40,15 @@ def demo(
     with phases("scene") as phase:
         make_scene(out / "scene", on_progress=lambda done: events(MeshProgress(done, "photographs")))
         phase.detail = "photographs of a known solid"
-    (out / "run" / CHECKPOINT).unlink(missing_ok=True)  # of an earlier demo
     if config.train.minutes is None and config.train.steps is None:
         config = replace(config, train=replace(config.train, minutes=MINUTES))
-    result = reconstruct(out / "scene", config, run=out / "run", out=out / "mesh.ply", hooks=hooks, should_stop=should_stop)
+    result = reconstruct(out / "scene", config, run=out / "run", out=out / "mesh.ply", force=True, hooks=hooks, should_stop=should_stop)
     with phases("score") as phase:
         folder = out / "scene"
         truth = read_mesh(folder / "gt" / "mesh.ply")
         views = [view for view in load(folder).views if view.split == "train"]
         scores: dict[str, Any] = dict(score_mesh(result.mesh, read_truth(folder), views))
-        scores |= {"seconds": round(time.monotonic() - started, 1), "phases": result.seconds, "steps": result.state.step if result.state else 0}
+        scores |= {"seconds": round(time.monotonic() - started, 1), "phases": result.seconds}
         write_whole(out / PREVIEW, preview_of(truth, result.mesh))
         write_json(out / "score.json", scores)
         phase.detail = f"F-score {scores['f_score']:.3f}"

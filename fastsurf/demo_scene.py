@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .checkpoint import write_whole
 from .demo_solid import Array, distance, normals, radiance
+from .files import write_whole
 from .mesh import Mesh, extract, sample_surface
 from .meshio import write_mesh
 from .shade import look_at

@@ -52,7 +52,8 @@ class OccupancyField(nn.Module):
     def level(self, x: Tensor, backend: Backend) -> Tensor:
         """The level alone (n,), without gradients."""
         g = backend.field_value(self._unit(x), self.table, self.levels, self._weights())
-        return g + (self.config.prior_radius - x.norm(dim=-1))
+        level: Tensor = g + (self.config.prior_radius - x.norm(dim=-1))
+        return level
 
     def _unit(self, x: Tensor) -> Tensor:
         return (x.detach() * 0.5 + 0.5).clamp(0.0, 1.0)
@@ -69,4 +70,5 @@ class OccupancyField(nn.Module):
 
 def xavier(out: int, inputs: int, generator: torch.Generator) -> Tensor:
     """Uniform Glorot initialisation, (out, inputs)."""
-    return (torch.rand(out, inputs, generator=generator) * 2 - 1) * (6.0 / (out + inputs)) ** 0.5
+    weights: Tensor = (torch.rand(out, inputs, generator=generator) * 2 - 1) * (6.0 / (out + inputs)) ** 0.5
+    return weights

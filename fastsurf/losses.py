@@ -19,4 +19,5 @@ def mask_loss(opacity: Tensor, mask: Tensor) -> Tensor:
 
 def smooth_loss(at: FieldSample, near: FieldSample) -> Tensor:
     """Distance of normals at surface points and at points close to them (UNISURF, equation 13)."""
-    return (at.normal - near.normal).norm(dim=-1).mean()
+    distance: Tensor = (at.normal - near.normal).norm(dim=-1)
+    return distance.mean()

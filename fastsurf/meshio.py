@@ -5,9 +5,7 @@ the extent), PLY and OBJ carry 64-bit ones, GLB an offset beside 32-bit ones, an
 """
 
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import MeshError, UsageError
+from .files import whole
 from .mesh import Mesh
 
 Floats = npt.NDArray[np.float64]
@@ -35,18 +34,10 @@ def write_mesh(path: Path, mesh: Mesh, comments: Sequence[str] = ()) -> None:
         raise MeshError(f"{path} not written: {np.sum(~np.isfinite(mesh.vertices).all(1))} vertices are not finite")
     lines = [line.encode("ascii", "replace").decode() for comment in comments for line in comment.splitlines()]
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as e:
-        raise MeshError(f"{path} not written: {e.strerror}") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with whole(path) as file:
             write(file, mesh, lines)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
     except OSError as e:
         raise MeshError(f"{path} not written: {e.strerror}") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def writer(path: Path) -> Callable[[IO[bytes], Mesh, Sequence[str]], None]:
@@ -92,12 +83,6 @@ def _placed(geometry: Any, place: Floats) -> Mesh:
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
     colors = np.array(geometry.visual.vertex_colors[:, :3], np.uint8) if geometry.visual.kind == "vertex" else None
     return Mesh(vertices, np.array(geometry.faces, np.int32), normals.astype(np.float32), colors)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _needs_double(vertices: Floats) -> bool:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from .background import Background
 from .backends import Backend
+from .background import Background
 from .color import ColorHead
 from .config import Config
 from .field import FieldSample, OccupancyField

@@ -15,8 +15,8 @@ from .render import Samples, render_unified
 from .scene import Scene
 from .train import background_color
 
-RAYS_AT_ONCE = 4096
-PREVIEW_SIDE = 64  # pixels of the longer side
+RAYS_AT_ONCE, VERTICES_AT_ONCE = 4096, 1 << 16
+PREVIEW_SIDE, FINAL_SIDE = 64, 256  # pixels of the longer side, about
 GREY = 0.5
 
 
@@ -59,7 +59,7 @@ def preview_png(model: Model, scene: Scene) -> bytes:
     """Photograph, rendering and normals of one view side by side, as a PNG."""
     view = scene.test[0] if scene.test else scene.train[0]
     h, w = scene.images[view].shape[:2]
-    stride = max(1, max(h, w) // 400)
+    stride = max(1, max(h, w) // FINAL_SIDE)
     rays, (h, w) = scene.rays(view, stride=stride)
     r = render_rays(model, rays)
     photo = scene.images[view][::stride, ::stride].numpy()
@@ -84,7 +84,9 @@ def vertex_colors(model: Model, vertices: np.ndarray, colored: bool = True) -> t
         vertices: (v, 3) scene units.
     """
     normals, colors = [], []
-    for x in torch.from_numpy(vertices.astype(np.float32)).split(1 << 16):
+    points = torch.from_numpy(vertices.astype(np.float32))
+    for start in range(0, len(points), VERTICES_AT_ONCE):
+        x = points[start : start + VERTICES_AT_ONCE]
         sample = model.sample(x)
         normals.append(sample.normal)
         if colored:

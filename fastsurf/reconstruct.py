@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from . import __version__, meshio
 from .backends import Backend, choose_backend
-from .checkpoint import read_header, resume, save_checkpoint, write_whole
+from .checkpoint import read_header, resume, save_checkpoint
 from .config import Config, to_toml
 from .encoding import stable_finest
 from .errors import UsageError
-from .hooks import Event, Hook, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, TrainState
+from .files import write_whole
+from .hooks import Event, Hook, MeshProgress, Note, PhaseDone, PhaseStarted, Saved, TrainState
 from .info import suggested_resolution
 from .mesh import Mesh, clean, extract
 from .model import Model
@@ -48,6 +51,7 @@ def reconstruct(
     run: str | Path,
     out: str | Path | None = None,
     go_on: bool = False,
+    force: bool = False,
     format: str | None = None,
     hooks: Sequence[Hook] = (),
     should_stop: Callable[[], bool] = lambda: False,
@@ -57,8 +61,9 @@ def reconstruct(
     Args:
         scene: a folder or file of photographs with cameras, or one already loaded.
         run: folder for the checkpoint and everything else that is kept.
-        out: the mesh, by suffix .ply, .obj, .glb or .stl; `run`/mesh.ply if not given.
+        out: a second copy of the mesh, by suffix .ply, .obj, .glb or .stl.
         go_on: continue the run that is in the folder.
+        force: replace the run that is in the folder, file by file as the new ones are ready.
         format: name of the scene's format, where it can't be told.
         hooks: called with every event (hooks.py).
         should_stop: asked between steps; True ends the training early, and the mesh is still written.
@@ -67,12 +72,13 @@ def reconstruct(
         SceneError, ConfigError, CheckpointError, MeshError, BackendError: see errors.py; what was saved until then is kept.
     """
     config, run = config or Config(), Path(run)
-    out = Path(out) if out else run / MESH
-    if (run / CHECKPOINT).exists() and not go_on:
+    out = Path(out) if out else None
+    if (run / CHECKPOINT).exists() and not (go_on or force):
         raise UsageError(f"{run} already holds a run: continue it with --resume, or choose another folder with --run")
     if go_on:
         read_header(run / CHECKPOINT)
-    meshio.writer(out)
+    if out is not None:
+        meshio.writer(out)
     log = JsonLines(run / LOG, append=go_on)
     try:
         with compute(config.backend, config.threads) as backend:
@@ -107,7 +113,7 @@ def _reconstruct(
     config: Config,
     backend: Backend,
     run: Path,
-    out: Path,
+    out: Path | None,
     go_on: bool,
     format: str | None,
     events: Hook,
@@ -136,10 +142,11 @@ def _reconstruct(
     with phases("mesh") as phase:
         model.set_progress(training.progress())
         mesh = make_mesh(model, scene.center, scene.radius, config, events)
-        meshio.write_mesh(out, mesh, comments=(f"made by fastsurf {__version__} from {scene.capture.path.name}",))
+        for path in [run / MESH, *([out] if out else [])]:
+            meshio.write_mesh(path, mesh, comments=(f"made by fastsurf {__version__} from {scene.capture.path.name}",))
+            events(Saved("mesh", path))
         phase.detail = f"{len(mesh.faces):,} faces"
-    events(Saved("mesh", out))
-    return Result(run, out, mesh, state, phases.seconds, stopped)
+    return Result(run, out or run / MESH, mesh, state, phases.seconds, stopped)
 
 
 def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], bool]) -> TrainState | None:
@@ -165,7 +172,7 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
     return state
 
 
-def make_mesh(model: Model, center: Sequence[float], radius: float, config: Config, events: Hook) -> Mesh:
+def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config, events: Hook) -> Mesh:
     """Level set, cleaned, coloured, in the input's own frame.
 
     Raises:
@@ -177,7 +184,7 @@ def make_mesh(model: Model, center: Sequence[float], radius: float, config: Conf
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
     normals, colors = vertex_colors(model, vertices, colored=c.colors)
     events(MeshProgress(1.0, "colours"))
-    world = vertices * radius + torch.as_tensor(center, dtype=torch.float64).numpy()
+    world = np.asarray(center, np.float64) + radius * vertices
     return Mesh(world, faces, normals, colors)
 
 

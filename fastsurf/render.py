@@ -27,10 +27,25 @@ BackgroundFn = Callable[[Rays], Tensor]  # colour (n, 3) seen behind the scene b
 class Solid(Protocol):
     """What can be rendered: a field with colours, and the grid that says where to look. Points are in scene units."""
 
-    sharpness: float  # occupancy is sigmoid(sharpness * level)
-    occupied: Tensor  # (g, g, g) bool over [-1, 1]^3
-    march_step: float  # distance of marching points
-    secant_steps: int
+    @property
+    def sharpness(self) -> float:
+        """Occupancy is sigmoid(sharpness * level)."""
+        ...
+
+    @property
+    def occupied(self) -> Tensor:
+        """(g, g, g) bool over [-1, 1]^3, what has to be looked at."""
+        ...
+
+    @property
+    def march_step(self) -> float:
+        """Distance of marching points."""
+        ...
+
+    @property
+    def secant_steps(self) -> int:
+        """How often a crossing is refined."""
+        ...
 
     def level(self, x: Tensor) -> Tensor:
         """(n, 3) -> (n,), positive inside, without gradients."""

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from .backends import Backend
-from .checkpoint import Header, load_model, read_header, write_whole
+from .checkpoint import Header, load_model, read_header
 from .errors import CheckpointError, SceneError, UsageError
+from .files import write_whole
 from .hooks import Hook, MeshProgress, Saved
 from .mesh import Mesh
 from .meshio import read_mesh, write_mesh, writer

@@ -100,7 +100,7 @@ def _step(run: Training, progress: float) -> tuple[dict[str, float], float, floa
     losses = _losses(run, rendering, target, batch, found)
     total = torch.stack(list(losses.values())).sum()
     if not torch.isfinite(total):
-        raise BackendError(f"training diverged at step {run.step}: loss {float(total)}; lower train.rate_grid, or use --backend reference")
+        raise BackendError(f"training diverged at step {run.step}: loss {total.item()}; lower train.rate_grid, or use --backend reference")
     total.backward()  # type: ignore[no-untyped-call]
     run.optimizer.step(progress)
     mse = float(((rendering.rgb.detach() - target.detach()) ** 2).mean())

@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fastsurf.backends.reference import ReferenceBackend
-from fastsurf.checkpoint import FORMAT, read_header, resume, save_checkpoint, write_whole
+from fastsurf.checkpoint import FORMAT, read_header, resume, save_checkpoint
 from fastsurf.config import load_config
 from fastsurf.errors import CheckpointError
+from fastsurf.files import write_whole
 from fastsurf.model import Model
 from fastsurf.train import Training, train
 

@@ -65,7 +65,8 @@ def test_training_a_normal_reaches_the_table():
 
 
 def test_levels_come_in_one_after_another():
-    field, x = trained(scale=1.0, config=FieldConfig(levels=4, log2_entries=12, finest_resolution=60, first_levels=2, grow_until=0.5)), points()
+    config = FieldConfig(levels=4, log2_entries=12, finest_resolution=60, first_levels=2, grow_until=0.5)
+    field, x = trained(scale=1.0, config=config), points()
     values = []
     for progress in (0.0, 0.25, 0.5, 1.0):
         field.progress = progress

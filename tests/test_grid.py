@@ -1,8 +1,8 @@
 import torch
+from solids import Sphere
 
 from fastsurf.config import GridConfig
 from fastsurf.grid import OccupancyGrid, dilate
-from solids import Sphere
 
 
 def logit(x):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from test_checkpoint import SMALL
 
 from fastsurf.config import load_config
 from fastsurf.errors import BackendError, CheckpointError, MeshError, UsageError
 from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Saved, TrainState
 from fastsurf.reconstruct import fit_to, reconstruct
 from fastsurf.runs import eval_run, mesh_run, render_run
-from test_checkpoint import SMALL
 
 
 @pytest.fixture(scope="module")

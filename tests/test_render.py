@@ -1,9 +1,9 @@
 import pytest
 import torch
+from solids import Sphere, parallel_rays
 
 from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.render import Samples, render_surface, render_unified, render_volume
-from solids import Sphere, parallel_rays
 
 BACKEND = ReferenceBackend()
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
+from solids import Sphere, parallel_rays
 
 from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.config import FieldConfig, SamplingConfig
 from fastsurf.render import find
 from fastsurf.sampling import half_width, place, sharpness, strata
-from solids import Sphere, parallel_rays
 
 
 def test_interval_shrinks_exponentially_to_its_floor():

@@ -1,10 +1,10 @@
 import pytest
 import torch
+from solids import Sphere, grid_around, parallel_rays
 
 from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.rays import make_rays
 from fastsurf.surface import first_crossing
-from solids import Sphere, grid_around, parallel_rays
 
 BACKEND = ReferenceBackend()
 
