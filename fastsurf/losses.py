@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from .field import FieldSample
-
 
 def color_loss(rgb: Tensor, target: Tensor) -> Tensor:
     """L1, summed over channels (UNISURF, equation 12). Both (n, 3)."""
@@ -17,7 +15,8 @@ def mask_loss(opacity: Tensor, mask: Tensor) -> Tensor:
     return torch.nn.functional.binary_cross_entropy(opacity, mask)
 
 
-def smooth_loss(at: FieldSample, near: FieldSample) -> Tensor:
-    """Distance of normals at surface points and at points close to them (UNISURF, equation 13)."""
-    distance: Tensor = (at.normal - near.normal).norm(dim=-1)
+def smooth_loss(normals: Tensor) -> Tensor:
+    """Distance of unit normals (2 n, 3) at n surface points from those at points close to them (UNISURF, equation 13)."""
+    at, near = normals.chunk(2)
+    distance: Tensor = (at - near).norm(dim=-1)
     return distance.mean()

@@ -116,7 +116,7 @@ def _losses(run: Training, rendering: Rendering, target: Tensor, batch: Batch, f
     if weights.smooth > 0 and found.hit.any():
         x = batch.rays.origins[found.hit] + found.t[found.hit, None] * batch.rays.directions[found.hit]
         near = x + (torch.rand(len(x), 3, generator=run.generator) * 2.0 - 1.0) * weights.smooth_distance
-        losses["smooth"] = weights.smooth * smooth_loss(run.model.sample(x), run.model.sample(near))
+        losses["smooth"] = weights.smooth * smooth_loss(run.model.sample(torch.cat([x, near])).normal)
     return losses
 
 

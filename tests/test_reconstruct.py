@@ -127,7 +127,8 @@ def test_a_run_can_be_rendered(finished, tmp_path):
     written = render_run(finished[0].run, "test", tmp_path / "p", backend="reference")
     names = {str(p.relative_to(tmp_path / "p")) for p in written}
     assert {"test_000.png", "normal/test_000.png", "depth/test_000.png", "depth/test_000.npy"} <= names
-    assert Image.open(tmp_path / "p" / "test_000.png").size == (48, 48)
+    with Image.open(tmp_path / "p" / "test_000.png") as picture:
+        assert picture.size == (48, 48)
     depth = np.load(tmp_path / "p" / "depth" / "test_000.npy")
     assert depth.shape == (48, 48) and np.isfinite(depth).all()
     with pytest.raises(UsageError, match="sideways"):
