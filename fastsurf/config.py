@@ -118,6 +118,7 @@ class MeshConfig:
     closed: bool = True  # close the mesh where the scene box cuts it
     min_component: float = 0.01  # components with less of the largest one's area are dropped
     fill_cavities: bool = True  # drop inner surfaces that no camera can see
+    faces: int = 0  # simplify to about this many; 0: keep all
     colors: bool = True
 
 

@@ -227,6 +227,17 @@ def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: b
     return compact(vertices, faces[keep[label]])
 
 
+def simplify(vertices: Floats, faces: Faces, most: int) -> tuple[Floats, Faces]:
+    """At most about `most` faces, by quadric edge collapse (Garland and Heckbert 1997); the mesh itself if it has no more."""
+    if len(faces) <= most:
+        return vertices, faces
+    import fast_simplification
+
+    # single precision inside: safe in scene units
+    points, triangles = fast_simplification.simplify(vertices.astype(np.float32), faces, target_count=most)
+    return compact(points.astype(np.float64), triangles.astype(np.int32))
+
+
 def compact(vertices: Floats, faces: Faces) -> tuple[Floats, Faces]:
     """Without vertices that no face uses."""
     used = np.zeros(len(vertices), bool)

@@ -22,7 +22,7 @@ from .errors import UsageError
 from .files import write_whole
 from .hooks import Event, Hook, MeshProgress, Note, PhaseDone, PhaseStarted, Saved, TrainState
 from .info import suggested_resolution
-from .mesh import Mesh, clean, extract
+from .mesh import Mesh, clean, extract, simplify
 from .model import Model
 from .pictures import preview, preview_png, vertex_colors
 from .scene import Scene, load_scene
@@ -182,6 +182,8 @@ def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config
     c = config.mesh
     vertices, faces = extract(model.level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")))
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
+    if c.faces:
+        vertices, faces = simplify(vertices, faces, c.faces)
     normals, colors = vertex_colors(model, vertices, colored=c.colors)
     events(MeshProgress(1.0, "colours"))
     world = np.asarray(center, np.float64) + radius * vertices

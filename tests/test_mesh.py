@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsurf.errors import BackendError, MeshError
-from fastsurf.mesh import clean, components, extract, is_watertight, signed_volumes
+from fastsurf.mesh import clean, components, extract, is_watertight, signed_volumes, simplify
 
 Level = Callable[[Tensor], Tensor]
 
@@ -193,3 +193,13 @@ def test_a_bowl_open_at_the_box_is_no_cavity() -> None:
     vertices, faces = extract(lambda x: -sphere(0.8, (0, 0, 1))(x), torch.ones(8, 8, 8, dtype=torch.bool), 40, closed=False)
     kept, _ = clean(vertices, faces, 0.01, fill_cavities=True)
     assert len(kept) == len(vertices)
+
+
+def test_simplifying_keeps_the_shape_closed() -> None:
+    level = sphere(0.7)
+    vertices, faces = extract(level, near(level), 64, closed=True)
+    fewer_vertices, fewer = simplify(vertices, faces, 2000)
+    assert 1000 < len(fewer) <= 2000 and is_watertight(fewer)
+    assert np.abs(np.linalg.norm(fewer_vertices, axis=1) - 0.7).max() < 0.01
+    assert volume(fewer_vertices, fewer) == pytest.approx(volume(vertices, faces), rel=0.01)
+    assert simplify(vertices, faces, len(faces))[1] is faces
