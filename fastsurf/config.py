@@ -38,10 +38,10 @@ class SceneConfig:
 class FieldConfig:
     """Occupancy field: multiresolution hash encoding and a small MLP."""
 
-    levels: int = 8
+    levels: int = 12
     log2_entries: int = 17  # largest table of one level
     base_resolution: int = 16
-    finest_resolution: int = 0  # cells along the scene box at the finest level; 0: one per pixel footprint on the object
+    finest_resolution: int = 0  # cells along the scene box at the finest level; 0: two per pixel on the object
     width: int = 64
     first_levels: int = 4  # coarse-to-fine: levels in use at the start
     grow_until: float = 0.4  # progress at which every level is in use

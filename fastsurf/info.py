@@ -63,8 +63,8 @@ def pixel_footprint(scene: Scene) -> float:
 
 
 def suggested_resolution(scene: Scene) -> int:
-    """Cells along the box edge so that one is as large as a pixel there, within 256 to 2048; finer ones can't be seen."""
-    return int(np.clip(round(2 * scene.radius / pixel_footprint(scene)), 256, 2048))
+    """Cells along the box edge of the field's finest level: two for each pixel there, within 512 to 2048."""
+    return int(np.clip(round(4 * scene.radius / pixel_footprint(scene)), 512, 2048))
 
 
 def widest_angle(positions: np.ndarray) -> float:
