@@ -17,13 +17,13 @@ def test_a_pixel_on_the_object_is_distance_over_focal_length(tmp_path):
     assert pixel_footprint(scene) == pytest.approx(5.6 / 112)  # PINHOLE's larger focal length
     facts = report(scene)
     assert facts["pixel_share"] == pytest.approx(5.6 / 112 / 2.4)
-    assert suggested_resolution(scene) == facts["finest_resolution"] == 256  # 48 cells would do: the least there is
+    assert suggested_resolution(scene) == facts["finest_resolution"] == 512  # 96 cells would do: the least there is
 
 
 def test_the_suggested_resolution_grows_with_the_photographs(tmp_path):
     sharp = replace(PINHOLE, params=(12_000.0, 12_000.0, 49.3, 35.1))  # a long lens
     scene = load_scene(ball(tmp_path, cameras=(sharp,), masks=False, distance=50.0), SceneConfig(center=(0.0, 0.0, 0.0), radius=1.0))
-    assert suggested_resolution(scene) == round(2.0 * 12_000 / 50)
+    assert suggested_resolution(scene) == round(4.0 * 12_000 / 50)
 
 
 def test_lengths_are_in_world_units(tmp_path):

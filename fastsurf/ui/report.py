@@ -26,7 +26,7 @@ def report_lines(facts: Mapping[str, Any]) -> list[str]:
         ("box", f"centre {_vector(box['center'])}, radius {box['radius']:.4g}, from {box['source']}"),
         ("ring", f"{ring['median']:.2f} radii from the centre ({reach}), {ring['degrees']:.0f} degrees wide"),
         ("pixel", f"{facts['pixel']:.3g} on the object, 1/{1 / facts['pixel_share']:.0f} of the box"),
-        ("resolution", f"up to {facts['finest_resolution']} cells along the box can be seen"),
+        ("resolution", f"{facts['finest_resolution']} cells along the box at the field's finest level"),
     ]
     lines = [f"{label:<{LABEL}}{text}" for label, text in rows]
     drawn = [line for line in camera_map(facts["views"], box["center"], box["radius"]) if line]
