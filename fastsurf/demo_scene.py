@@ -60,7 +60,8 @@ def make_scene(
                 on_progress(0.9 * done / len(poses))
     _write_truth(out / "gt", [c2w[:, 3] for c2w in splits["train"]], seed)
     for split, members in splits.items():
-        write_whole(out / f"transforms_{split}.json", json.dumps(_transforms(split, members, focal, size), indent=1).encode())
+        if members:
+            write_whole(out / f"transforms_{split}.json", json.dumps(_transforms(split, members, focal, size), indent=1).encode())
     if on_progress:
         on_progress(1.0)
 
