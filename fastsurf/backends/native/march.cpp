@@ -7,10 +7,13 @@
 
 namespace {
 
-inline int cell_of(float p, float half_cells, int cells) {
+constexpr int RUN = 16;  // lattice points whose cells are found together
+
+// p in cells, clamped to the grid; NaN becomes 0
+inline int32_t cell_of(float p, float half_cells, float last) {
   const float c = (p + 1.0f) * half_cells;
-  if (!(c > 0.0f)) return 0;  // NaN too
-  return c < static_cast<float>(cells - 1) ? static_cast<int>(c) : cells - 1;
+  const float low = c > 0.0f ? c : 0.0f;
+  return static_cast<int32_t>(low < last ? low : last);
 }
 
 }  // namespace
@@ -18,11 +21,13 @@ inline int cell_of(float p, float half_cells, int cells) {
 bool occupied_steps(const float* rays_o, const float* rays_d, const float* t_near, const float* t_far, int64_t n, const uint8_t* occupied, int cells,
                     float step, int64_t most, int threads, float* t_out, int64_t* count) {
   constexpr int64_t RAYS = 64;
-  const float half_cells = static_cast<float>(cells) / 2.0f;
+  const float half_cells = static_cast<float>(cells) / 2.0f, last = static_cast<float>(cells - 1);
   std::atomic<bool> bounded{true};
   parallel(threads, (n + RAYS - 1) / RAYS, 0, [=, &bounded](int64_t task, float*) {
     for (int64_t ray = task * RAYS; ray < n && ray < (task + 1) * RAYS; ray++) {
-      const float *o = rays_o + 3 * ray, *d = rays_d + 3 * ray, near = t_near[ray], far = t_far[ray], span = far - near;
+      const float near = t_near[ray], far = t_far[ray], span = far - near;
+      const float ox = rays_o[3 * ray], oy = rays_o[3 * ray + 1], oz = rays_o[3 * ray + 2];
+      const float dx = rays_d[3 * ray], dy = rays_d[3 * ray + 1], dz = rays_d[3 * ray + 2];
       float* t_ray = t_out + ray * most;
       int64_t found = 0;
       if (span > 0.0f && span < __builtin_inff()) {
@@ -30,12 +35,21 @@ bool occupied_steps(const float* rays_o, const float* rays_d, const float* t_nea
           bounded.store(false);
           continue;
         }
-        for (int32_t k = 0; found < most; k++) {
-          const float t = near + static_cast<float>(k) * step;
-          if (!(t < far)) break;
-          const int x = cell_of(o[0] + t * d[0], half_cells, cells), y = cell_of(o[1] + t * d[1], half_cells, cells),
-                    z = cell_of(o[2] + t * d[2], half_cells, cells);
-          if (occupied[(static_cast<int64_t>(x) * cells + y) * cells + z]) t_ray[found++] = t;
+        bool before_far = true;
+        for (int32_t k = 0; before_far && found < most; k += RUN) {
+          float t[RUN];
+          int32_t x[RUN], y[RUN], z[RUN];
+          for (int i = 0; i < RUN; i++) {
+            t[i] = near + static_cast<float>(k + i) * step;
+            x[i] = cell_of(ox + t[i] * dx, half_cells, last);
+            y[i] = cell_of(oy + t[i] * dy, half_cells, last);
+            z[i] = cell_of(oz + t[i] * dz, half_cells, last);
+          }
+          for (int i = 0; i < RUN && before_far && found < most; i++) {
+            before_far = t[i] < far;
+            t_ray[found] = t[i];
+            found += before_far & occupied[(static_cast<int64_t>(x[i]) * cells + y[i]) * cells + z[i]];
+          }
         }
       }
       count[ray] = found;
