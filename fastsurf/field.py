@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .backends import Backend
 from .config import FieldConfig
 from .encoding import FEATURES, entries, growth, level_table
+from .rays import Rays
 
 OUT = 16  # the level and 15 features for the colour head
 
@@ -54,6 +55,13 @@ class OccupancyField(nn.Module):
         g = backend.field_value(self._unit(x), self.table, self.levels, self._weights())
         level: Tensor = g + (self.config.prior_radius - x.norm(dim=-1))
         return level
+
+    def first_crossing(
+        self, rays: Rays, lattice: Tensor, count: Tensor, step: float, secant_steps: int, backend: Backend
+    ) -> tuple[Tensor, Tensor]:
+        """`surface.search` for this level."""
+        grid, net = (self.table, self.levels), self._weights()
+        return backend.first_crossing(rays, lattice, count, step, secant_steps, self.config.prior_radius, *grid, net)
 
     def _unit(self, x: Tensor) -> Tensor:
         return (x.detach() * 0.5 + 0.5).clamp(0.0, 1.0)

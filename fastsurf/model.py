@@ -9,7 +9,9 @@ from .color import ColorHead
 from .config import Config
 from .field import FieldSample, OccupancyField
 from .grid import OccupancyGrid
+from .rays import Rays
 from .sampling import half_width, sharpness
+from .surface import Crossings, march
 
 
 class Model(nn.Module):
@@ -38,14 +40,6 @@ class Model(nn.Module):
     def occupied(self) -> Tensor:
         return self.grid.occupied
 
-    @property
-    def march_step(self) -> float:
-        return self.grid.step
-
-    @property
-    def secant_steps(self) -> int:
-        return self.config.grid.secant_steps
-
     def level(self, x: Tensor) -> Tensor:
         """(n, 3) -> (n,), positive inside the solid, without gradients."""
         return self.field.level(x, self.backend)
@@ -53,6 +47,12 @@ class Model(nn.Module):
     def logit(self, x: Tensor) -> Tensor:
         """(n, 3) -> (n,) of occupancy, without gradients."""
         return self.sharpness * self.level(x)
+
+    def first_crossing(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
+        """See `surface.first_crossing`."""
+        lattice, count = march(rays, self.occupied, self.grid.step, self.backend, offset)
+        t, hit = self.field.first_crossing(rays, lattice, count, self.grid.step, self.config.grid.secant_steps, self.backend)
+        return Crossings(t, hit, lattice, count, self.grid.step)
 
     def sample(self, x: Tensor) -> FieldSample:
         """Level, feature and normal of (n, 3)."""

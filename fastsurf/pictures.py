@@ -25,7 +25,7 @@ def render_rays(model: Model, rays: Rays) -> Rendering:
     """Colours, opacity, depth and normals of any number of rays, without jitter."""
     c = model.config.sampling
     parts = [
-        render_unified(part, model, model.width, Samples(c.front, c.interval), lambda r: background_color(model, r, None), model.backend)[0]
+        render_unified(part, model, model.width, Samples(c.front, c.interval), lambda r: background_color(model, r, None))[0]
         for part in _split(rays)
     ]
     return Rendering(*(torch.cat([getattr(p, name) for p in parts]) for name in Rendering.__dataclass_fields__))

@@ -12,12 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .backends import Backend
 from .compositing import Rendering, blend, weights_of
 from .field import FieldSample
 from .rays import Rays
 from .sampling import over_lattice, place, strata
-from .surface import Crossings, first_crossing
+from .surface import Crossings
 
 LEAST_WEIGHT = 1e-3  # samples that weigh less get no colour: about half of the colour head's work, < 0.2 % of the light
 
@@ -37,18 +36,8 @@ class Solid(Protocol):
         """(g, g, g) bool over [-1, 1]^3, what has to be looked at."""
         ...
 
-    @property
-    def march_step(self) -> float:
-        """Distance of marching points."""
-        ...
-
-    @property
-    def secant_steps(self) -> int:
-        """How often a crossing is refined."""
-        ...
-
-    def level(self, x: Tensor) -> Tensor:
-        """(n, 3) -> (n,), positive inside, without gradients."""
+    def first_crossing(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
+        """Where rays first meet the surface, as in surface.py; offset (n_rays,) in [0, 1] shifts each ray's marching lattice."""
         ...
 
     def sample(self, x: Tensor) -> FieldSample:
@@ -69,31 +58,28 @@ class Samples:
     generator: torch.Generator | None = None
 
 
-def find(rays: Rays, solid: Solid, backend: Backend, generator: torch.Generator | None = None) -> Crossings:
+def find(rays: Rays, solid: Solid, generator: torch.Generator | None = None) -> Crossings:
     """First crossings; a generator shifts each ray's marching lattice."""
-    offset = None if generator is None else torch.rand(len(rays), generator=generator)
-    return first_crossing(solid.level, rays, solid.occupied, solid.march_step, solid.secant_steps, backend, offset)
+    return solid.first_crossing(rays, None if generator is None else torch.rand(len(rays), generator=generator))
 
 
-def render_unified(
-    rays: Rays, solid: Solid, width: float, samples: Samples, background: BackgroundFn, backend: Backend
-) -> tuple[Rendering, Crossings]:
+def render_unified(rays: Rays, solid: Solid, width: float, samples: Samples, background: BackgroundFn) -> tuple[Rendering, Crossings]:
     """UNISURF's rendering with an interval of half-width `width`, and the crossings it was placed on."""
-    found = find(rays, solid, backend, samples.generator)
+    found = find(rays, solid, samples.generator)
     t = place(rays, found, width, samples.front, samples.interval, samples.generator)
     return shade(rays, solid, t, found, background), found
 
 
-def render_volume(rays: Rays, solid: Solid, samples: Samples, background: BackgroundFn, backend: Backend) -> tuple[Rendering, Crossings]:
+def render_volume(rays: Rays, solid: Solid, samples: Samples, background: BackgroundFn) -> tuple[Rendering, Crossings]:
     """All samples spread over the occupied space of the ray."""
-    found = find(rays, solid, backend, samples.generator)
+    found = find(rays, solid, samples.generator)
     t = over_lattice(rays, found, strata(len(rays), samples.front + samples.interval, samples.generator))
     return shade(rays, solid, t, found, background), found
 
 
-def render_surface(rays: Rays, solid: Solid, background: BackgroundFn, backend: Backend) -> tuple[Rendering, Crossings]:
+def render_surface(rays: Rays, solid: Solid, background: BackgroundFn) -> tuple[Rendering, Crossings]:
     """The colour c(x_s, n_s, h_s, d) of the first crossing, the background where there is none."""
-    found = find(rays, solid, backend)
+    found = find(rays, solid)
     hit = found.hit
     x = rays.origins[hit] + found.t[hit, None] * rays.directions[hit]
     sample = solid.sample(x)

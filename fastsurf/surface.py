@@ -39,14 +39,28 @@ def first_crossing(
     Args:
         occupied: (g, g, g) bool over [-1, 1]^3; the rest counts as outside.
         step: distance of marching points.
+        offset: see `march`.
+    """
+    lattice, count = march(rays, occupied, step, backend, offset)
+    t, hit = search(level_fn, rays, lattice, count, step, secant_steps)
+    return Crossings(t, hit, lattice, count, step)
+
+
+def march(rays: Rays, occupied: Tensor, step: float, backend: Backend, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`Crossings.lattice` and `count` of rays through the box.
+
+    Args:
         offset: (n_rays,) in [0, 1], shifts each ray's lattice by that share of a step (0.5 if not given).
     """
     offset = torch.full_like(rays.t_near, 0.5) if offset is None else offset
     most = int(2 * 3**0.5 / step) + 1
-    lattice, count = backend.occupied_steps(
-        rays.origins, rays.directions, rays.t_near + offset * step, rays.t_far, occupied, step, most
-    )
-    n = len(rays)
+    return backend.occupied_steps(rays.origins, rays.directions, rays.t_near + offset * step, rays.t_far, occupied, step, most)
+
+
+@torch.no_grad()
+def search(level_fn: LevelFn, rays: Rays, lattice: Tensor, count: Tensor, step: float, secant_steps: int) -> tuple[Tensor, Tensor]:
+    """`Crossings.t` and `hit`: the lattice from front to back until a point lies inside, then secant steps."""
+    n, most = lattice.shape
     t_in, level_in = torch.zeros(n), torch.zeros(n)  # the first point found inside, and the last one outside before it
     t_out, level_out = rays.t_near.clone(), torch.full((n,), -torch.inf)
     hit = torch.zeros(n, dtype=torch.bool)
@@ -80,7 +94,7 @@ def first_crossing(
         if len(fresh):
             level_out[fresh] = level_fn(rays[fresh].at(t_out[fresh]))
         t_surface[rows] = secant(level_fn, rays[rows], t_out[rows], t_in[rows], level_out[rows], level_in[rows], secant_steps)
-    return Crossings(t_surface, hit, lattice, count, step)
+    return t_surface, hit
 
 
 @torch.no_grad()

@@ -95,7 +95,7 @@ def _step(run: Training, progress: float) -> tuple[dict[str, float], float, floa
     batch = run.scene.sample(config.train.rays, generator, config.train.foreground)
     behind = background_color(model, batch.rays, generator)
     samples = Samples(config.sampling.front, config.sampling.interval, generator)
-    rendering, found = render_unified(batch.rays, model, model.width, samples, lambda _: behind, run.backend)
+    rendering, found = render_unified(batch.rays, model, model.width, samples, lambda _: behind)
     target = on_background(batch, behind)
     losses = _losses(run, rendering, target, batch, found)
     total = torch.stack(list(losses.values())).sum()

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.field import FieldSample
 from fastsurf.rays import Rays, make_rays
+from fastsurf.surface import Crossings, first_crossing
 
 
 def grid_around(level, resolution: int = 48, margin: float = 0.1) -> Tensor:
@@ -32,6 +34,9 @@ class Sphere:
     @torch.no_grad()
     def level(self, x: Tensor) -> Tensor:
         return self.radius - (x - self.center).norm(dim=-1)
+
+    def first_crossing(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
+        return first_crossing(self.level, rays, self.occupied, self.march_step, self.secant_steps, ReferenceBackend(), offset)
 
     def sample(self, x: Tensor) -> FieldSample:
         offset = x - self.center

@@ -16,6 +16,8 @@ from fastsurf.backends.native import NativeBackend
 from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.encoding import entries, growth, level_table
 from fastsurf.errors import BackendError
+from fastsurf.rays import make_rays
+from fastsurf.surface import march, search
 
 REFERENCE = ReferenceBackend()
 SHAPES = [  # levels, hidden, outputs, points
@@ -237,6 +239,87 @@ def test_a_step_too_small_to_count_is_refused(backend):
     full = torch.ones(2, 2, 2, dtype=torch.bool)
     with pytest.raises((ValueError, BackendError), match="step"):
         backend.occupied_steps(torch.zeros(1, 3), torch.ones(1, 3), torch.zeros(1), torch.ones(1), full, 1e-9, 3)
+
+
+# ---- first crossings
+
+
+class Bumps:
+    """A ball with random bumps, rays from around it and from within, and the lattice in cells that may hold its surface."""
+
+    def __init__(self, n: int = 300, share: float = 0.7, prior_radius: float = 0.6):
+        problem = Problem(6, 64, 16, 0)
+        g = torch.Generator().manual_seed(n)
+        self.prior_radius = prior_radius
+        self.field = (0.1 * problem.table, problem.levels, problem.weights)
+        towards = torch.rand(n, 3, generator=g) * 2.4 - 1.2
+        origins = torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=1) * 4 * torch.rand(n, 1, generator=g)
+        self.rays = make_rays(origins, torch.nn.functional.normalize(towards - origins, dim=1))
+        self.occupied = torch.rand(24, 24, 24, generator=g) < share
+        self.step = 0.03
+        self.lattice = march(self.rays, self.occupied, self.step, REFERENCE, torch.rand(n, generator=g))
+
+    def level(self, x: Tensor) -> Tensor:
+        return REFERENCE.field_value((x * 0.5 + 0.5).clamp(0, 1), *self.field) + (self.prior_radius - x.norm(dim=1))
+
+    def crossings(self, backend, secant_steps: int = 8) -> tuple[Tensor, Tensor]:
+        return backend.first_crossing(self.rays, *self.lattice, self.step, secant_steps, self.prior_radius, *self.field)
+
+
+@pytest.mark.parametrize("secant_steps", [0, 1, 8])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_first_crossings_are_those_of_the_general_search(backend, share, secant_steps):
+    bumps = Bumps(share=share)
+    t, hit = bumps.crossings(backend, secant_steps)
+    wanted_t, wanted_hit = search(bumps.level, bumps.rays, *bumps.lattice, bumps.step, secant_steps)
+    assert torch.equal(hit, wanted_hit) and 30 < hit.sum() < 270
+    assert torch.equal(t[~hit], bumps.rays.t_far[~hit])
+    slope = (bumps.level(bumps.rays.at(wanted_t + 1e-3)) - bumps.level(bumps.rays.at(wanted_t - 1e-3))) / 2e-3
+    steep = hit & (slope.abs() > 0.2)  # else rounding decides where along the ray
+    assert steep.sum() > 0.7 * hit.sum()
+    torch.testing.assert_close(t[steep], wanted_t[steep], atol=1e-5, rtol=0)
+
+
+def test_first_crossings_of_a_ball_are_exact(backend):
+    bumps = Bumps(share=1.0)
+    bumps.field[0].zero_()
+    t, hit = bumps.crossings(backend)
+    o, d = bumps.rays.origins, bumps.rays.directions
+    b, c = (o * d).sum(1), (o * o).sum(1) - bumps.prior_radius**2
+    exact = -b - (b * b - c).clamp(min=0).sqrt()
+    assert hit[c < 0].all() and torch.equal(t[c < 0], bumps.rays.t_near[c < 0])  # starts inside
+    clear = (c > 0) & ((b * b - c).abs() > 0.01) & (bumps.rays.t_far > bumps.rays.t_near)
+    assert torch.equal(hit[clear], (b < 0)[clear] & (b * b > c)[clear]) and 30 < hit[clear].sum() < clear.sum()
+    torch.testing.assert_close(t[clear & hit], exact[clear & hit], atol=1e-5, rtol=0)
+
+
+def test_a_crossing_does_not_feel_other_rays_or_threads(fast):
+    bumps = Bumps(333)  # several tasks, the last one partly filled
+    t, hit = bumps.crossings(fast)
+    for threads in (1, 5):
+        again = bumps.crossings(NativeBackend(threads, native.SETS[fast._set]))
+        assert torch.equal(again[0], t) and torch.equal(again[1], hit)
+    some = torch.tensor([332, 7, 64, 200])
+    bumps.rays, bumps.lattice = bumps.rays[some], (bumps.lattice[0][some], bumps.lattice[1][some])
+    alone = bumps.crossings(fast)
+    assert torch.equal(alone[0], t[some]) and torch.equal(alone[1], hit[some])
+
+
+def test_rays_without_a_crossing(backend):
+    assert [a.shape for a in Bumps(0).crossings(backend)] == [(0,), (0,)]
+    for nothing in (Bumps(share=0.0), Bumps(prior_radius=-9.0)):
+        t, hit = nothing.crossings(backend)
+        assert not hit.any() and torch.equal(t, nothing.rays.t_far)
+
+
+def test_rays_that_are_not_finite_cross_nothing_and_stay_alone(backend):
+    bumps = Bumps()
+    t, hit = bumps.crossings(backend)
+    bumps.rays.origins[::7], bumps.rays.directions[3::7] = float("nan"), float("inf")
+    broken = torch.isin(torch.arange(300) % 7, torch.tensor([0, 3]))
+    found = bumps.crossings(backend)
+    assert not found[1][broken].any() and torch.equal(found[1][~broken], hit[~broken])
+    torch.testing.assert_close(found[0][~broken], t[~broken], atol=1e-5 if backend is REFERENCE else 0, rtol=0)
 
 
 # ---- what holds for all

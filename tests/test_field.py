@@ -1,11 +1,13 @@
 import pytest
 import torch
+from solids import parallel_rays
 
 from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.color import ColorHead, spherical_harmonics
 from fastsurf.config import ColorConfig, FieldConfig
 from fastsurf.errors import ConfigError
 from fastsurf.field import FieldSample, OccupancyField
+from fastsurf.surface import march, search
 
 BACKEND = ReferenceBackend()
 SMALL = FieldConfig(levels=4, log2_entries=12, finest_resolution=60, prior_radius=0.6)
@@ -106,3 +108,16 @@ def test_the_colour_head_sees_only_its_inputs(inputs):
 def test_an_unknown_colour_input_is_refused():
     with pytest.raises(ConfigError, match="x,q"):
         ColorHead(ColorConfig(inputs="x,q"), torch.Generator())
+
+
+def test_its_own_search_finds_the_crossings_of_its_level():
+    """Also while levels come in."""
+    config = FieldConfig(levels=4, log2_entries=12, finest_resolution=60, first_levels=2, grow_until=0.5)
+    field, rays = trained(scale=1.0, config=config).float(), parallel_rays(60)
+    lattice = march(rays, torch.ones(8, 8, 8, dtype=torch.bool), 0.02, BACKEND)
+    for progress in (0.1, 1.0):
+        field.progress = progress
+        t, hit = field.first_crossing(rays, *lattice, 0.02, 8, BACKEND)
+        wanted_t, wanted_hit = search(lambda x: field.level(x, BACKEND), rays, *lattice, 0.02, 8)
+        assert torch.equal(hit, wanted_hit) and hit.any()
+        torch.testing.assert_close(t, wanted_t)

@@ -2,10 +2,7 @@ import pytest
 import torch
 from solids import Sphere, parallel_rays
 
-from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.render import Samples, render_surface, render_unified, render_volume
-
-BACKEND = ReferenceBackend()
 
 
 def white(rays):
@@ -18,11 +15,11 @@ def test_unified_rendering_meets_its_limits(sharpness, width):
     sphere, rays = Sphere(sharpness=sharpness), parallel_rays()
     if width > 1:
         sphere.occupied[:] = True  # a soft solid reaches everywhere
-        limit = render_volume(rays, sphere, Samples(0, 256), white, BACKEND)[0]
-        unified = render_unified(rays, sphere, width, Samples(0, 256), white, BACKEND)[0]
+        limit = render_volume(rays, sphere, Samples(0, 256), white)[0]
+        unified = render_unified(rays, sphere, width, Samples(0, 256), white)[0]
     else:
-        limit = render_surface(rays, sphere, white, BACKEND)[0]
-        unified = render_unified(rays, sphere, width, Samples(8, 16), white, BACKEND)[0]
+        limit = render_surface(rays, sphere, white)[0]
+        unified = render_unified(rays, sphere, width, Samples(8, 16), white)[0]
     assert limit.hit.any() and not limit.hit.all()
     torch.testing.assert_close(unified.rgb, limit.rgb, atol=1e-2, rtol=0)
     torch.testing.assert_close(unified.opacity, limit.opacity, atol=1e-2, rtol=0)
@@ -32,9 +29,9 @@ def test_empty_rays_give_the_background():
     sphere, rays = Sphere(), parallel_rays()
     outside = rays.origins[:, :2].norm(dim=1) > 0.55
     for rendering, _ in (
-        render_unified(rays, sphere, 0.05, Samples(8, 16), white, BACKEND),
-        render_volume(rays, sphere, Samples(8, 16), white, BACKEND),
-        render_surface(rays, sphere, white, BACKEND),
+        render_unified(rays, sphere, 0.05, Samples(8, 16), white),
+        render_volume(rays, sphere, Samples(8, 16), white),
+        render_surface(rays, sphere, white),
     ):
         torch.testing.assert_close(rendering.rgb[outside], torch.ones(int(outside.sum()), 3), atol=1e-5, rtol=0)
         torch.testing.assert_close(rendering.depth[outside], rays.t_far[outside], atol=1e-4, rtol=0)
@@ -42,9 +39,9 @@ def test_empty_rays_give_the_background():
 
 def test_culling_empty_cells_changes_nothing():
     sphere, rays = Sphere(sharpness=200.0), parallel_rays()
-    culled = render_unified(rays, sphere, 0.05, Samples(8, 16), white, BACKEND)[0]
+    culled = render_unified(rays, sphere, 0.05, Samples(8, 16), white)[0]
     sphere.occupied = torch.ones_like(sphere.occupied)
-    everywhere = render_unified(rays, sphere, 0.05, Samples(8, 16), white, BACKEND)[0]
+    everywhere = render_unified(rays, sphere, 0.05, Samples(8, 16), white)[0]
     near_edge = (rays.origins[:, :2].norm(dim=1) - 0.5).abs() < 0.05
     torch.testing.assert_close(culled.rgb[~near_edge], everywhere.rgb[~near_edge], atol=2 / 255, rtol=0)
 
@@ -52,7 +49,7 @@ def test_culling_empty_cells_changes_nothing():
 def test_growing_the_solid_raises_the_opacity_at_its_edge():
     sphere = Sphere(sharpness=50.0, radius=torch.tensor(0.5, requires_grad=True))
     rays = parallel_rays()
-    rendering = render_unified(rays, sphere, 0.2, Samples(8, 16), white, BACKEND)[0]
+    rendering = render_unified(rays, sphere, 0.2, Samples(8, 16), white)[0]
     (gradient,) = torch.autograd.grad(rendering.opacity.sum(), sphere.radius)
     assert torch.isfinite(gradient) and gradient > 0
 
@@ -63,5 +60,5 @@ def test_rays_that_miss_the_box_see_the_background():
     from fastsurf.rays import make_rays
 
     missing = make_rays(rays.origins, rays.directions)
-    rendering = render_unified(missing, Sphere(), 0.1, Samples(4, 4), white, BACKEND)[0]
+    rendering = render_unified(missing, Sphere(), 0.1, Samples(4, 4), white)[0]
     assert (rendering.rgb == 1).all() and (rendering.opacity == 0).all()

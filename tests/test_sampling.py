@@ -2,7 +2,6 @@ import pytest
 import torch
 from solids import Sphere, parallel_rays
 
-from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.config import FieldConfig, SamplingConfig
 from fastsurf.render import find
 from fastsurf.sampling import half_width, place, sharpness, strata
@@ -23,7 +22,7 @@ def test_sharpness_follows_the_interval_within_its_limits():
 
 def test_samples_are_sorted_and_where_they_should_be():
     rays, sphere, generator = parallel_rays(), Sphere(), torch.Generator().manual_seed(1)
-    found = find(rays, sphere, ReferenceBackend())
+    found = find(rays, sphere)
     t = place(rays, found, 0.05, 8, 16, generator)
     assert (t.diff(dim=1) >= 0).all()
     assert (t >= rays.t_near[:, None]).all() and (t <= rays.t_far[:, None]).all()
@@ -34,7 +33,7 @@ def test_samples_are_sorted_and_where_they_should_be():
 
 def test_rays_without_a_surface_are_sampled_in_occupied_space():
     rays, sphere = parallel_rays(), Sphere(sharpness=10.0)
-    found = find(rays, sphere, ReferenceBackend())
+    found = find(rays, sphere)
     t = place(rays, found, 0.05, 8, 16, None)
     passing = ~found.hit & (found.count > 30)
     distance = -sphere.level(rays.at(t)[passing].view(-1, 3))

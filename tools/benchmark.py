@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from fastsurf.backends import Backend, choose_backend
+from fastsurf.backends import choose_backend
 from fastsurf.config import load_config
 from fastsurf.demo_scene import make_scene
 from fastsurf.model import Model
@@ -58,18 +58,18 @@ def main() -> None:
             for _ in range(args.repeats + 1):
                 for name, run in runs.items():
                     torch.set_num_threads(1 if name == "native" else threads)
-                    times[name].append(timed(work(phase, run, batch, backends[name])))
+                    times[name].append(timed(work(phase, run, batch)))
             native, reference = (1000 * statistics.median(times[name][1:]) for name in runs)
             print(f"{phase:14}{native:10.1f}{reference:12.1f}{reference / native:8.1f}")
 
 
-def work(phase: str, run: Training, batch: Batch, backend: Backend) -> Callable[[], object]:
+def work(phase: str, run: Training, batch: Batch) -> Callable[[], object]:
     """What is timed: the search for surfaces, the rendering of a batch (search included), or a training step."""
     model, samples = run.model, Samples(run.config.sampling.front, run.config.sampling.interval)
     if phase == "search":
-        return lambda: find(batch.rays, model, backend)
+        return lambda: find(batch.rays, model)
     if phase == "render":
-        return lambda: render_unified(batch.rays, model, model.width, samples, lambda rays: torch.ones(len(rays), 3), backend)
+        return lambda: render_unified(batch.rays, model, model.width, samples, lambda rays: torch.ones(len(rays), 3))
     return lambda: next(train(run))
 
 

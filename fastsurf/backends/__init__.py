@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..encoding import Level
 from ..errors import BackendError
+from ..rays import Rays
 
 
 class Backend(Protocol):
@@ -56,6 +57,29 @@ class Backend(Protocol):
 
         Returns:
             t (n_rays, most), padded with t_far, and count (n_rays,) int64, how many of them are points. Not finite rays have none.
+        """
+        ...
+
+    def first_crossing(
+        self,
+        rays: Rays,
+        lattice: Tensor,
+        count: Tensor,
+        step: float,
+        secant_steps: int,
+        prior_radius: float,
+        table: Tensor,
+        levels: Sequence[Level],
+        weights: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """`surface.search` for the level field_value(x / 2 + 1/2) + prior_radius - |x|, x in scene units, clamped to the box.
+
+        Args:
+            lattice, count: as `occupied_steps` gives them.
+            secant_steps: at most; a ray is done when its level is but rounding, below 1e-6.
+
+        Returns:
+            t (n_rays,), t_far where there is no crossing, and hit (n_rays,) bool.
         """
         ...
 

@@ -17,8 +17,9 @@ from torch.autograd.function import once_differentiable
 
 from ..encoding import Level
 from ..errors import BackendError
+from ..rays import Rays
 
-ABI = 2
+ABI = 3
 SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
 LIBRARY = "_fastsurf_native"
 PROBLEMS = {
@@ -100,6 +101,27 @@ class NativeBackend:
         rays = [_float(a) for a in (rays_o, rays_d, t_near, t_far)]
         self._call("occupied_steps", *rays, n, occupied.contiguous(), cells, step, most, t, count)
         return t, count
+
+    def first_crossing(
+        self,
+        rays: Rays,
+        lattice: Tensor,
+        count: Tensor,
+        step: float,
+        secant_steps: int,
+        prior_radius: float,
+        table: Tensor,
+        levels: Sequence[Level],
+        weights: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.first_crossing`."""
+        n, most = lattice.shape
+        bundle = [_points(rays.origins), _points(rays.directions), _float(rays.t_near), _float(rays.t_far)]
+        assert all(len(a) == n for a in (*bundle, count)) and count.dtype == torch.int64, (n, count.dtype, *(len(a) for a in bundle))
+        t, hit = torch.empty(n), torch.empty(n, dtype=torch.bool)
+        field = (*_grid(tuple(levels), table), *_net(levels, *weights), prior_radius)
+        self._call("first_crossing", *field, *bundle, n, _float(lattice), count.contiguous(), most, step, secant_steps, t, hit)
+        return t, hit
 
     def adam_(
         self, p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, rate: float, betas: tuple[float, float], eps: float
@@ -308,6 +330,7 @@ def _load() -> ctypes.CDLL:
         "field_value": [*grid, *net, *points, pointer],
         "mlp": [pointer, i32, pointer, *points, *[pointer] * 2],
         "mlp_backward": [pointer, i32, pointer, *points, *[pointer] * 4],
+        "first_crossing": [*grid, *net, f32, *[pointer] * 4, i64, pointer, pointer, i64, f32, i32, pointer, pointer],
         "adam": [*[pointer] * 4, i64, *[f32] * 5],
         "occupied_steps": [*[pointer] * 4, i64, pointer, i32, f32, i64, pointer, pointer],
     }

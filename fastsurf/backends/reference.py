@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ..encoding import PRIMES, Level
+from ..rays import Rays
+from ..surface import search
 
 CHUNK = 1 << 16  # positions at a time where no graph is kept: bounds memory, changes no value
 UINT32 = 0xFFFFFFFF
@@ -93,6 +95,26 @@ class ReferenceBackend:
             t_out[part][ray, place[ray, lattice]] = t[ray, lattice]
             count[part] = keep.sum(1)
         return t_out, count
+
+    def first_crossing(
+        self,
+        rays: Rays,
+        lattice: Tensor,
+        count: Tensor,
+        step: float,
+        secant_steps: int,
+        prior_radius: float,
+        table: Tensor,
+        levels: Sequence[Level],
+        weights: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.first_crossing`."""
+
+        def level(x: Tensor) -> Tensor:
+            radius: Tensor = x.norm(dim=-1)
+            return self.field_value((x * 0.5 + 0.5).clamp(0.0, 1.0), table, levels, weights) + (prior_radius - radius)
+
+        return search(level, rays, lattice, count, step, secant_steps)
 
     @torch.no_grad()
     def adam_(

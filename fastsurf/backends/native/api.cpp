@@ -50,7 +50,7 @@ int guarded(int set, bool sound, F body) {
 
 }  // namespace
 
-API int fastsurf_abi() { return 2; }
+API int fastsurf_abi() { return 3; }
 
 API int fastsurf_has(int set) { return kernels_for(set) != nullptr; }
 
@@ -98,6 +98,17 @@ API int fastsurf_field_value(int set, int threads, const Level* levels, int n_le
                              const float* w1, const float* w2, const float* x, int64_t n, float* value) {
   return guarded(set, fits(levels, n_levels, entries) && hidden > 0 && outputs > 0, [&](const Kernels& k) {
     k.field_value({levels, n_levels, table, entries}, {hidden, outputs, w1, w2}, x, n, threads, value);
+    return true;
+  });
+}
+
+API int fastsurf_first_crossing(int set, int threads, const Level* levels, int n_levels, const float* table, int64_t entries, int hidden, int outputs,
+                                const float* w1, const float* w2, float prior_radius, const float* rays_o, const float* rays_d, const float* t_near,
+                                const float* t_far, int64_t n, const float* lattice, const int64_t* count, int64_t most, float step, int secant_steps,
+                                float* t, uint8_t* hit) {
+  return guarded(set, fits(levels, n_levels, entries) && hidden > 0 && outputs > 0 && most >= 0, [&](const Kernels& k) {
+    k.first_crossing({levels, n_levels, table, entries}, {hidden, outputs, w1, w2}, prior_radius, {rays_o, rays_d, t_near, t_far, n},
+                     {lattice, count, most, step}, secant_steps, threads, t, hit);
     return true;
   });
 }

@@ -3,6 +3,7 @@
 #include "grid.h"
 #include "native.h"
 #include "pool.h"
+#include "search.h"
 #include "simd.h"
 
 namespace {
@@ -232,6 +233,18 @@ void field(const Grid& grid, const Net& net, const float* x, int64_t n, int thre
   });
 }
 
+// out[0] of a tile's points
+void value_tile(const Grid& grid, const FieldWeights& w, const FieldTile& t, const float* x, int points, float* value) {
+  encode_tile<false>(grid, x, points, t.blocks, w.ep, nullptr);
+  for (int b = 0; b < blocks_of(points); b++) block_to_rows(t.blocks + b * LANES * w.ep, w.ep, t.rows + b * LANES * w.ep);
+  hidden_layer(w, t.rows, points, t.z, nullptr);
+  for (int p = 0; p < points; p++) {
+    vf sum = {};
+    for (int k = 0; k < w.hp; k += LANES) sum += load(t.z + p * w.hp + k) * load(w.w2 + k);
+    value[p] = sum_lanes(sum);
+  }
+}
+
 void field_value(const Grid& grid, const Net& net, const float* x, int64_t n, int threads, float* value) {
   Arena sizes{nullptr}, tile_sizes{nullptr};
   const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
@@ -244,14 +257,32 @@ void field_value(const Grid& grid, const Net& net, const float* x, int64_t n, in
     const FieldTile t(own, w);
     const int64_t start = tile * TILE;
     const int points = points_in(n, start);
-    encode_tile<false>(grid, x + 3 * start, points, t.blocks, w.ep, nullptr);
-    for (int b = 0; b < blocks_of(points); b++) block_to_rows(t.blocks + b * LANES * w.ep, w.ep, t.rows + b * LANES * w.ep);
-    hidden_layer(w, t.rows, points, t.z, nullptr);
-    for (int p = 0; p < points; p++) {
-      vf sum = {};
-      for (int k = 0; k < w.hp; k += LANES) sum += load(t.z + p * w.hp + k) * load(w.w2 + k);
-      value[start + p] = sum_lanes(sum);
-    }
+    value_tile(grid, w, t, x + 3 * start, points, value + start);
+  });
+}
+
+void first_crossing(const Grid& grid, const Net& net, float prior_radius, const Rays& rays, const Lattice& lattice, int secant_steps, int threads,
+                    float* t_crossing, uint8_t* hit) {
+  constexpr int RAYS = 64;  // searched together
+  Arena sizes{nullptr}, tile_sizes{nullptr};
+  const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
+  const size_t tile_floats = tile_sizes.used;
+  Arena arena{shared_scratch(sizes.used)};
+  FieldWeights w(arena, grid, net);
+  w.fill(net);
+  parallel(threads, (rays.n + RAYS - 1) / RAYS, tile_floats, [=, &grid, &rays, &lattice](int64_t task, float* scratch) {
+    Arena own{scratch};
+    const FieldTile t(own, w);
+    const int64_t start = task * RAYS, end = start + RAYS < rays.n ? start + RAYS : rays.n;
+    search<TILE>(rays, lattice, secant_steps, start, end, t_crossing, hit, [&](const float* p, int points, float* level) {
+      float x[3 * TILE];
+      for (int i = 0; i < 3 * points; i++) {
+        const float a = p[i] * 0.5f + 0.5f;
+        x[i] = a < 0.0f ? 0.0f : a > 1.0f ? 1.0f : a;
+      }
+      value_tile(grid, w, t, x, points, level);
+      for (int i = 0; i < points; i++, p += 3) level[i] += prior_radius - __builtin_sqrtf(p[0] * p[0] + p[1] * p[1] + p[2] * p[2]);
+    });
   });
 }
 
@@ -447,4 +478,4 @@ void adam(float* p, const float* grad, float* m, float* v, int64_t n, int thread
 
 }  // namespace
 
-extern const Kernels KERNELS = {encode, encode_jacobian, scatter, field, field_backward, field_value, mlp, mlp_backward, adam};
+extern const Kernels KERNELS = {encode, encode_jacobian, scatter, field, field_backward, field_value, first_crossing, mlp, mlp_backward, adam};

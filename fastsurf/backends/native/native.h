@@ -40,6 +40,19 @@ struct Net {
   const float *w1, *w2;  // (hidden, 2L), (outputs, hidden)
 };
 
+struct Rays {  // t is distance along them in scene units, where the field covers [-1, 1]^3
+  const float *o, *d;       // (n, 3)
+  const float *near, *far;  // (n,)
+  int64_t n;
+};
+
+struct Lattice {  // points of rays in occupied cells, as occupied_steps leaves them
+  const float* t;        // (n, most)
+  const int64_t* count;  // (n,)
+  int64_t most;
+  float step;
+};
+
 struct Saved {      // what a forward pass of the field leaves for the backward pass; np = n rounded up to 8
   float* h;         // (np, ep) rows
   float* jacobian;  // (np / LANES, 2L, 3, LANES) blocks
@@ -60,6 +73,8 @@ struct Kernels {
                          float* d_table, float* d_w1, float* d_w2);
   // out[:, 0]
   void (*field_value)(const Grid&, const Net&, const float* x, int64_t n, int threads, float* value);
+  // t (n,) of the first change of out[0] + prior_radius - |o + t d| from outside (negative) to inside, `far` where there is none; hit (n,)
+  void (*first_crossing)(const Grid&, const Net&, float prior_radius, const Rays&, const Lattice&, int secant_steps, int threads, float* t, uint8_t* hit);
   // widths[0..layers]; weights one after the other; hidden: room for the rows after each ReLU, layer by layer (n, widths[l]), or null
   void (*mlp)(const int32_t* widths, int layers, const float* weights, const float* x, int64_t n, int threads, float* y, float* hidden);
   // dx may be null; d_weights is overwritten
