@@ -35,7 +35,7 @@ class OccupancyGrid(nn.Module):
     @property
     def share(self) -> float:
         """Share of cells in use."""
-        return float(self.occupied.float().mean())
+        return int(self.occupied.count_nonzero()) / self.occupied.numel()
 
     @torch.no_grad()
     def update(self, level_fn: LevelFn, generator: torch.Generator, everywhere: bool = False) -> None:
