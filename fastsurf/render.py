@@ -114,7 +114,7 @@ def shade(rays: Rays, solid: Solid, t: Tensor, found: Crossings, background: Bac
 def _kept(points: Tensor, occupied: Tensor, rays: Rays, samples: int) -> Tensor:
     """Indices of the points that lie in cells in use on rays that meet the box."""
     g = occupied.shape[0]
-    cell = ((points + 1.0) * (g / 2.0)).long().clamp_(0, g - 1)
-    inside = occupied.view(-1)[(cell[:, 0] * g + cell[:, 1]) * g + cell[:, 2]]
-    meets = (rays.t_far > rays.t_near).repeat_interleave(samples)
-    return (inside & meets).nonzero()[:, 0]
+    x, y, z = ((points + 1.0) * (g / 2.0)).int().clamp_(0, g - 1).unbind(1)
+    inside = occupied.view(-1).index_select(0, (x * g + y) * g + z).view(len(rays), samples)
+    meets = rays.t_far > rays.t_near
+    return (inside & meets[:, None]).flatten().nonzero()[:, 0]
