@@ -39,11 +39,11 @@ class FieldConfig:
     """Occupancy field: multiresolution hash encoding and a small MLP."""
 
     levels: int = 12
-    log2_entries: int = 17  # largest table of one level
+    log2_entries: int = 18  # largest table of one level
     base_resolution: int = 16
     finest_resolution: int = 0  # cells along the scene box at the finest level; 0: two per pixel on the object
     width: int = 64
-    first_levels: int = 4  # coarse-to-fine: levels in use at the start
+    first_levels: int = 6  # coarse-to-fine: levels in use at the start
     grow_until: float = 0.4  # progress at which every level is in use
     prior_radius: float = 0.5  # sphere that the untrained field shows
     sharpness: float = 40.0  # logit = sharpness * (g + prior); the least value
@@ -104,7 +104,7 @@ class TrainConfig:
     rate_grid: float = 1e-2
     rate_mlp: float = 1e-3
     warmup: int = 30  # steps
-    final_rate: float = 0.05  # of the initial learning rates
+    final_rate: float = 0.2  # of the initial learning rates
     seed: int = 0
     save_every: float = 60.0  # seconds between checkpoints
     preview_every: float = 8.0  # seconds between previews
