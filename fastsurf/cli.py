@@ -292,7 +292,7 @@ def demo(o: "Demo", interrupt: Interrupt, kept: Kept) -> int:
     out = o.out or Path("demo")
     if (out / "mesh.ply").exists() and not o.force:
         raise UsageError(f"{out} holds an earlier demo: --force makes it again, -o DIR takes another folder")
-    config = configure(o.settings)
+    config = configure(o.settings, base="demo")
     with _display(o.json, o.quiet, "demo", ("scene", "read", "train", "mesh", "score"), interrupt.requested) as display, \
             _json_lines(o.json, o.force, False) as lines:
         from .demo import demo as make

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from .reconstruct import PREVIEW, Phases, announce, reconstruct
 from .runs import write_json
 from .shade import draw, look_at, sheet
 
-MINUTES = 1.25  # of training, if the configuration says nothing
 VIEWS = ((25.0, 20.0), (205.0, 25.0))  # azimuth and elevation of the preview's cameras, degrees
 SIZE, DISTANCE = 480, 4.2  # pixels; the object is about 2 across
 
@@ -40,8 +38,6 @@ def demo(
     with phases("scene") as phase:
         make_scene(out / "scene", on_progress=lambda done: events(MeshProgress(done, "photographs")))
         phase.detail = "photographs of a known solid"
-    if config.train.minutes is None and config.train.steps is None:
-        config = replace(config, train=replace(config.train, minutes=MINUTES))
     result = reconstruct(out / "scene", config, run=out / "run", out=out / "mesh.ply", force=True, hooks=hooks, should_stop=should_stop)
     with phases("score") as phase:
         folder = out / "scene"

@@ -46,7 +46,7 @@ class Settings:
     """Defaults, then --config, then --set, then flags: the later wins."""
 
     config: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """a preset (quick, object, scene) or your own file"""
+    """a preset (quick, object, scene, demo) or your own file"""
     set: Sets = ()
     """any one setting, such as scene.radius=1.2"""
     minutes: Number = None
