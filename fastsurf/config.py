@@ -97,8 +97,8 @@ class LossConfig:
 class TrainConfig:
     """The optimisation."""
 
-    minutes: float | None = None  # of training; the first of minutes and steps that is set counts
-    steps: int | None = None
+    minutes: float | None = None  # of training; 3 if neither this nor steps is set
+    steps: int | None = None  # instead of minutes, where set
     rays: int = 1024  # a step
     foreground: float = 0.75  # share of rays through masks, where masks exist
     rate_grid: float = 1e-2
