@@ -15,7 +15,7 @@ from .config import Config, from_dict, to_dict
 from .errors import CheckpointError
 from .files import write_whole
 from .model import Model
-from .train import Training
+from .training import Training
 
 FORMAT = 1  # of the file; raised when an old file can no longer be read as it is
 

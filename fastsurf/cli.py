@@ -225,7 +225,7 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
 
     with _display(o.json, o.quiet, name, ("read", "train", "mesh"), interrupt.requested) as display, \
             _json_lines(o.json, o.force or o.resume, o.resume) as lines:
-        from .reconstruct import reconstruct as make
+        from .reconstruction import reconstruct as make
 
         result = make(
             path, config, run=run, out=o.out, go_on=o.resume, force=o.force, format=o.photographs.format,

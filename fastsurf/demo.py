@@ -17,7 +17,7 @@ from .mesh import Mesh
 from .meshio import read_mesh
 from .metrics import read_truth, score_mesh
 from .pictures import png
-from .reconstruct import PREVIEW, Phases, announce, reconstruct
+from .reconstruction import PREVIEW, Phases, announce, reconstruct
 from .runs import write_json
 from .shade import draw, look_at, sheet
 

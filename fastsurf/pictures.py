@@ -13,7 +13,7 @@ from .model import Model
 from .rays import Rays, make_rays
 from .render import Samples, render_unified
 from .scene import Scene
-from .train import background_color
+from .training import background_color
 
 RAYS_AT_ONCE, VERTICES_AT_ONCE = 4096, 1 << 16
 PREVIEW_SIDE, FINAL_SIDE = 64, 256  # pixels of the longer side, about

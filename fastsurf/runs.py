@@ -21,7 +21,7 @@ from .metrics import psnr, read_truth, score_mesh, ssim
 from .model import Model
 from .pictures import normal_picture, orbit, png, render_rays, to_bytes
 from .rays import Rays
-from .reconstruct import CHECKPOINT, MESH, announce, compute, make_mesh
+from .reconstruction import CHECKPOINT, MESH, announce, compute, make_mesh
 from .scene import Scene, load_scene
 
 ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizontal field of view in radians

@@ -18,7 +18,7 @@ from fastsurf.config import load_config
 from fastsurf.errors import CheckpointError
 from fastsurf.files import write_whole
 from fastsurf.model import Model
-from fastsurf.train import Training, train
+from fastsurf.training import Training, train
 
 SMALL = [
     "train.steps=24", "train.rays=64", "grid.resolution=16", "grid.steps=64", "grid.update_every=4", "field.levels=3",
@@ -69,7 +69,7 @@ SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
 from fastsurf.config import load_config
-from fastsurf.reconstruct import reconstruct
+from fastsurf.reconstruction import reconstruct
 reconstruct(sys.argv[1], load_config(None, sys.argv[4:]), run=sys.argv[2], go_on=sys.argv[3] == "1")
 """
 

@@ -295,7 +295,7 @@ def test_one_ctrl_c_ends_early_saves_and_meshes(tiny_folder, tmp_path):
 ENDLESS = """
 import sys, time
 from pathlib import Path
-import fastsurf.reconstruct
+import fastsurf.reconstruction
 from fastsurf.hooks import PhaseStarted, Saved
 
 def endless(scene, config, *, hooks, should_stop, **_):
@@ -308,7 +308,7 @@ def endless(scene, config, *, hooks, should_stop, **_):
     print("finishing", flush=True)
     time.sleep(60)
 
-fastsurf.reconstruct.reconstruct = endless
+fastsurf.reconstruction.reconstruct = endless
 from fastsurf.cli import main
 sys.exit(main([sys.argv[1], "--run", "r"]))
 """

@@ -10,7 +10,7 @@ import fastsurf
 PACKAGE = Path(fastsurf.__file__).parent
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "native" not in p.parent.parts)
 FRONT = {"cli", "options", "__main__"}  # the command line itself
-RUNS = {"reconstruct", "runs", "demo"}  # the product, made of the core; may use ui's log
+RUNS = {"reconstruction", "runs", "demo"}  # the product, made of the core; may use ui's log
 LAZY = {"rich", "tyro", "trimesh", "mcubes", "pycolmap", "scipy", "PIL", "nerfacc", "tinycudann"}  # slow to import
 
 
@@ -46,7 +46,7 @@ def parts(path):
 
 
 def test_there_is_something_to_read():
-    assert {"cli", "hooks", "reconstruct", "ui.screen", "backends.reference"} <= {name_of(p) for p in MODULES}
+    assert {"cli", "hooks", "reconstruction", "ui.screen", "backends.reference"} <= {name_of(p) for p in MODULES}
     assert ("rich.live", True) in imports(PACKAGE / "ui" / "screen.py") and "ui" in parts(PACKAGE / "cli.py")
 
 
@@ -80,7 +80,7 @@ def test_imports_point_one_way(path):
     elif first not in FRONT | RUNS:
         assert not used & (RUNS | {"ui"}), "the core knows neither the terminal nor the product"
     if first in {"errors", "config", "hooks", "cameras", "rays", "compositing", "sampling", "mesh", "meshio", "metrics"}:
-        assert not used & {"backends", "field", "color", "model", "scene", "train", "checkpoint", "pictures", "formats"}
+        assert not used & {"backends", "field", "color", "model", "scene", "training", "checkpoint", "pictures", "formats"}
 
 
 def test_what_a_help_text_needs_is_light():

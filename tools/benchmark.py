@@ -21,10 +21,10 @@ from fastsurf.config import load_config
 from fastsurf.demo_scene import make_scene
 from fastsurf.model import Model
 from fastsurf.rays import Batch
-from fastsurf.reconstruct import fit_to
+from fastsurf.reconstruction import fit_to
 from fastsurf.render import Samples, find, render_unified
 from fastsurf.scene import load_scene
-from fastsurf.train import Training, train
+from fastsurf.training import Training, train
 
 WARM_UP = 150  # native steps before anything is timed, so that the grid has culled what is empty
 

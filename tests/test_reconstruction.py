@@ -11,7 +11,7 @@ from test_checkpoint import SMALL
 from fastsurf.config import load_config
 from fastsurf.errors import BackendError, CheckpointError, MeshError, UsageError
 from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Saved, TrainState
-from fastsurf.reconstruct import fit_to, reconstruct
+from fastsurf.reconstruction import fit_to, reconstruct
 from fastsurf.runs import eval_run, mesh_run, render_run
 
 
@@ -102,7 +102,7 @@ def test_an_empty_scene_gives_a_reason_and_no_file(tiny, tmp_path):
 
 
 def test_training_that_diverges_stops_with_a_line(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastsurf.train.color_loss", lambda rgb, target: (rgb - target).sum() * torch.nan)
+    monkeypatch.setattr("fastsurf.training.color_loss", lambda rgb, target: (rgb - target).sum() * torch.nan)
     with pytest.raises(BackendError, match="diverged at step 0"):
         reconstruct(tiny, load_config(None, SMALL), run=tmp_path / "r")
 

@@ -26,7 +26,7 @@ from .mesh import Mesh, clean, extract, simplify
 from .model import Model
 from .pictures import preview, preview_png, vertex_colors
 from .scene import Scene, load_scene
-from .train import Training, train
+from .training import Training, train
 from .ui.jsonlines import JsonLines
 
 CHECKPOINT, CONFIG, LOG, PREVIEW, MESH = "checkpoint.safetensors", "config.toml", "log.jsonl", "preview.png", "mesh.ply"
