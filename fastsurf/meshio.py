@@ -19,6 +19,8 @@ from .mesh import Mesh
 
 Floats = npt.NDArray[np.float64]
 
+Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # turns the world, whose z is up, into glTF's axes
+
 
 def write_mesh(path: Path, mesh: Mesh, comments: Sequence[str] = ()) -> None:
     """Write by suffix: .ply .obj .glb .stl. `comments` go into the headers of PLY and OBJ.
@@ -49,7 +51,7 @@ def writer(path: Path) -> Callable[[IO[bytes], Mesh, Sequence[str]], None]:
 
 
 def read_mesh(path: Path) -> Mesh:
-    """Any triangle mesh that trimesh reads, with its normals and colours where it has them.
+    """Any triangle mesh that trimesh reads, with its normals and colours where it has them. glTF's y axis, up, becomes the world's z.
 
     Raises:
         MeshError: no such file, not a mesh, or no faces.
@@ -62,7 +64,10 @@ def read_mesh(path: Path) -> Mesh:
         scene = trimesh.load_scene(path, process=False)
     except Exception as e:  # trimesh raises many kinds on broken files
         raise MeshError(f"{path}: not a mesh that can be read ({type(e).__name__}: {e})") from None
-    parts = [_placed(scene.geometry[name], place) for place, name in (scene.graph[node] for node in scene.graph.nodes_geometry)
+    upright = np.eye(4)
+    if path.suffix.lower() in (".glb", ".gltf"):
+        upright[:3, :3] = Y_UP.T
+    parts = [_placed(scene.geometry[name], upright @ place) for place, name in (scene.graph[node] for node in scene.graph.nodes_geometry)
              if isinstance(scene.geometry[name], trimesh.Trimesh) and len(scene.geometry[name].faces)]  # fmt: skip
     if not parts:
         raise MeshError(f"{path}: holds no faces")
@@ -132,10 +137,9 @@ def _write_obj(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
 
 def _write_glb(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
     """glTF 2.0, whose y axis points up: the world's z. The middle of the mesh goes into the node, in full precision."""
-    turn = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
     middle = 0.5 * (mesh.vertices.min(0) + mesh.vertices.max(0))
-    positions = ((mesh.vertices - middle) @ turn.T).astype("<f4")
-    arrays: list[tuple[str, npt.NDArray[Any]]] = [("POSITION", positions), ("NORMAL", (mesh.normals @ turn.T).astype("<f4"))]
+    positions = ((mesh.vertices - middle) @ Y_UP.T).astype("<f4")
+    arrays: list[tuple[str, npt.NDArray[Any]]] = [("POSITION", positions), ("NORMAL", (mesh.normals @ Y_UP.T).astype("<f4"))]
     if mesh.colors is not None:
         linear = np.power((mesh.colors / 255 + 0.055) / 1.055, 2.4)
         linear = np.where(mesh.colors <= 10, mesh.colors / 255 / 12.92, linear)  # glTF's vertex colours are linear
@@ -161,7 +165,7 @@ def _write_glb(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
         "asset": {"version": "2.0", "generator": "fastsurf", "extras": {"comments": list(comments)}},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0, "translation": (turn @ middle).tolist()}],
+        "nodes": [{"mesh": 0, "translation": (Y_UP @ middle).tolist()}],
         "meshes": [{"primitives": [primitive]}],
         "materials": [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.9}}],
         "buffers": [{"byteLength": len(blob)}],
