@@ -6,6 +6,7 @@ surface are (nearly) 0 apart.
 """
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cameras import View
-from .errors import SceneError
+from .errors import MeshError, SceneError
 from .mesh import Mesh, sample_surface
 from .meshio import read_mesh
 from .shade import seen
@@ -73,6 +74,7 @@ def read_truth(path: Path) -> Truth:
 
     Raises:
         SceneError: nothing of the kind.
+        MeshError: a file that is neither mesh nor points.
     """
     if path.is_dir():
         folder = path / "gt" if (path / "gt").is_dir() else path
@@ -88,20 +90,27 @@ def read_truth(path: Path) -> Truth:
         return Truth(points, normals)
     import trimesh
 
-    geometry = trimesh.load(path, process=False)
+    try:
+        geometry = trimesh.load(path, process=False)
+    except Exception as e:  # trimesh raises many kinds on files that it doesn't know
+        raise MeshError(f"{path}: neither a mesh nor points that can be read ({type(e).__name__}: {e})") from None
     if isinstance(geometry, trimesh.PointCloud):
         return Truth(np.array(geometry.vertices, np.float64))
     return Truth(mesh=read_mesh(path))
 
 
 def _read_points(path: Path) -> tuple[Floats, Floats | None]:
-    with np.load(path) as file:
-        if "points" not in file:
-            raise SceneError(f"{path}: want an array `points`, found {', '.join(file)}")
-        points = file["points"].astype(np.float64)
-        if "normals" not in file:
-            return points, None
-        normals = file["normals"].astype(np.float64)
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name].astype(np.float64) for name in ("points", "normals") if name in file}
+            found = ", ".join(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
+        raise SceneError(f"{path}: not an .npz file that can be read ({e})") from None
+    if "points" not in arrays:
+        raise SceneError(f"{path}: want an array `points`, found {found}")
+    points, normals = arrays["points"], arrays.get("normals")
+    if normals is None:
+        return points, None
     return points, normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastsurf.cameras import Camera, View
-from fastsurf.errors import SceneError
+from fastsurf.errors import MeshError, SceneError
 from fastsurf.mesh import Mesh
 from fastsurf.meshio import read_mesh, write_mesh
 from fastsurf.metrics import Truth, psnr, read_truth, score_mesh, ssim
@@ -156,6 +156,10 @@ def test_truth_is_read_from_whatever_it_comes_in(tmp_path: Path) -> None:
     np.savez(tmp_path / "wrong.npz", vertices=np.zeros(3))
     with pytest.raises(SceneError, match="vertices"):
         read_truth(tmp_path / "wrong.npz")
+    for name, kind in (("text.npz", SceneError), ("text.txt", MeshError), ("text.ply", MeshError)):
+        (tmp_path / name).write_text("not a surface")
+        with pytest.raises(kind, match=rf"{name}.* can be read"):
+            read_truth(tmp_path / name)
 
 
 def test_the_bust_scores_as_its_publishers_score_it(shared_data: Path) -> None:
