@@ -1,5 +1,6 @@
 """Saving, resuming, and what happens to damaged or foreign files."""
 
+import copy
 import json
 import os
 import signal
@@ -12,10 +13,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from fastsurf.backends import choose_backend
 from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.checkpoint import FORMAT, read_header, resume, save_checkpoint
 from fastsurf.config import load_config
-from fastsurf.errors import CheckpointError
+from fastsurf.errors import CheckpointError, UsageError
 from fastsurf.files import write_whole
 from fastsurf.model import Model
 from fastsurf.training import Training, train
@@ -74,22 +76,24 @@ reconstruct(sys.argv[1], load_config(None, sys.argv[4:]), run=sys.argv[2], go_on
 """
 
 
-def command(scene, run, go_on):
+def command(scene, run, go_on, backend):
     """A reconstruction in its own process, with a checkpoint after every step: a kill lands in a write as often as can be."""
-    return [sys.executable, "-c", SCRIPT, str(scene), str(run), str(int(go_on)), *SMALL, "train.save_every=0", "train.preview_every=1000"]
+    sets = [*SMALL, f"backend={backend}", "train.save_every=0", "train.preview_every=1000"]
+    return [sys.executable, "-c", SCRIPT, str(scene), str(run), str(int(go_on)), *sets]
 
 
-@pytest.fixture(scope="module")
-def alone(tiny_folder, tmp_path_factory):
-    run = tmp_path_factory.mktemp("alone") / "run"
-    subprocess.run(command(tiny_folder, run, False), check=True)
-    return run
-
-
-@pytest.mark.parametrize("moment", [3, 15])
-def test_a_killed_run_resumes_to_the_same_result(tiny_folder, tmp_path, alone, moment):
-    process = subprocess.Popen(command(tiny_folder, tmp_path / "run", False))
-    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+@pytest.mark.parametrize("backend, moment", [("reference", 3), ("reference", 15), ("native", 9)])
+def test_a_killed_run_resumes_to_the_same_result(tiny_folder, tmp_path, backend, moment):
+    """Bit for bit on both: the native kernels add up in a fixed order."""
+    if backend == "native":
+        try:
+            choose_backend("native")
+        except BackendError as e:
+            pytest.skip(f"no native library here: {e}")
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    subprocess.run(command(tiny_folder, alone, False, backend), check=True)
+    process = subprocess.Popen(command(tiny_folder, killed, False, backend))
+    checkpoint = killed / "checkpoint.safetensors"
     deadline = time.monotonic() + 120
     while not (checkpoint.exists() and read_header(checkpoint).step >= moment):  # whole at every look
         assert time.monotonic() < deadline
@@ -97,10 +101,10 @@ def test_a_killed_run_resumes_to_the_same_result(tiny_folder, tmp_path, alone, m
     process.kill()
     process.wait()
     assert process.returncode == -signal.SIGKILL and moment <= read_header(checkpoint).step <= 24
-    subprocess.run(command(tiny_folder, tmp_path / "run", True), check=True)
-    a, b = (load_file(run / "checkpoint.safetensors") for run in (alone, tmp_path / "run"))
+    subprocess.run(command(tiny_folder, killed, True, backend), check=True)
+    a, b = (load_file(run / "checkpoint.safetensors") for run in (alone, killed))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-    assert (alone / "mesh.ply").read_bytes() == (tmp_path / "run" / "mesh.ply").read_bytes()
+    assert (alone / "mesh.ply").read_bytes() == (killed / "mesh.ply").read_bytes()
 
 
 def test_a_checkpoint_is_never_a_pickle(tiny, tmp_path):
@@ -129,10 +133,25 @@ def test_other_files_are_refused_in_one_line(tiny, tmp_path):
     with pytest.raises(CheckpointError, match=f"format {FORMAT + 1}, this version reads {FORMAT}") as e:
         read_header(path)
     assert "\n" not in str(e.value)
+    save_file(tensors, path, {"fastsurf": json.dumps({"format": FORMAT})})
+    with pytest.raises(CheckpointError, match=r"damaged .*center"):
+        read_header(path)
     other = training(tiny, "field.levels=4")
     save_file(tensors, path, {"fastsurf": json.dumps(header)})
     with pytest.raises(CheckpointError, match="does not fit"):
         resume(path, other)
+
+
+def test_a_run_is_not_resumed_with_other_photographs(tiny, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, training(tiny))
+    moved = copy.copy(tiny)
+    moved.center = tiny.center + 0.01 * tiny.radius
+    with pytest.raises(UsageError, match="another scene box"):
+        resume(path, training(moved))
+    with pytest.raises(UsageError, match=r"scene\.holdout 0, now it is 3"):
+        resume(path, training(tiny, "scene.holdout=3"))
+    resume(path, training(tiny))
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
