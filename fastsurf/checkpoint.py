@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from .config import Config, from_dict, to_dict
-from .errors import CheckpointError
+from .errors import CheckpointError, UsageError
 from .files import write_whole
 from .model import Model
 from .training import Training
 
 FORMAT = 1  # of the file; raised when an old file can no longer be read as it is
+SAME_BOX = 1e-3  # radii that the scene box of a resumed run may differ by
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,18 @@ def read_header(path: Path) -> Header:
     text = _metadata(path).get("fastsurf")
     if text is None:
         raise CheckpointError(f"{path}: a safetensors file, but not one of fastsurf's")
-    tree: dict[str, Any] = json.loads(text)
-    if tree["format"] != FORMAT:
-        raise CheckpointError(
-            f"{path}: checkpoint format {tree['format']}, this version reads {FORMAT}: reconstruct again, or use the version that wrote it"
+    try:
+        tree: dict[str, Any] = json.loads(text)
+        if tree["format"] != FORMAT:
+            found = f"checkpoint format {tree['format']}, this version reads {FORMAT}"
+            raise CheckpointError(f"{path}: {found}: reconstruct again, or use the version that wrote it")
+        x, y, z = tree["center"]
+        return Header(
+            from_dict(tree["config"], str(path)), tree["scene"], tree["scene_format"], (x, y, z), tree["radius"],
+            tree["background"], tree["step"], tree["progress"], tree["seconds"], tree["squared_error"],
         )
-    x, y, z = tree["center"]
-    return Header(
-        from_dict(tree["config"], str(path)), tree["scene"], tree["scene_format"], (x, y, z), tree["radius"],
-        tree["background"], tree["step"], tree["progress"], tree["seconds"], tree["squared_error"],
-    )
+    except (KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{path}: damaged ({type(e).__name__}: {e})") from None
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -93,7 +97,7 @@ def _metadata(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({e})") from None
 
 
-def load_model(path: Path, header: Header, model: Model) -> dict[str, Tensor]:
+def load_model(path: Path, model: Model) -> dict[str, Tensor]:
     """Fill a model with a checkpoint's parameters and grid; returns all tensors of the file.
 
     Raises:
@@ -106,7 +110,7 @@ def load_model(path: Path, header: Header, model: Model) -> dict[str, Tensor]:
     try:
         model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     except RuntimeError as e:
-        raise CheckpointError(f"{path}: does not fit its own configuration ({str(e).splitlines()[-1].strip()})") from None
+        raise CheckpointError(f"{path}: does not fit the configuration ({str(e).splitlines()[-1].strip()})") from None
     return tensors
 
 
@@ -114,13 +118,32 @@ def resume(path: Path, run: Training) -> None:
     """Put a training run where the checkpoint left it.
 
     Raises:
+        UsageError: it was made from other photographs, or with others held out.
         CheckpointError: see `read_header` and `load_model`.
     """
     header = read_header(path)
-    tensors = load_model(path, header, run.model)
+    _check_same(header, run)
+    tensors = load_model(path, run.model)
     for kind, held in (("first", run.optimizer.first), ("second", run.optimizer.second)):
         for name, t in held.items():
             t.copy_(tensors[f"adam.{kind}.{name}"])
     run.generator.set_state(tensors["generator"].to(torch.uint8))
     run.optimizer.count = run.step = header.step
     run.seconds, run.squared_error = header.seconds, header.squared_error
+
+
+def _check_same(header: Header, run: Training) -> None:
+    """What was learned holds in its own scene box alone, and scores count only for photographs that were never learned from."""
+    scene = run.scene
+    apart = float(np.abs(scene.center - header.center).max() + abs(scene.radius - header.radius)) / header.radius
+    if apart > SAME_BOX:
+        raise UsageError(
+            f"the run was made in another scene box (centre {np.round(header.center, 4).tolist()}, radius {header.radius:.4g}; now "
+            f"{np.round(scene.center, 4).tolist()}, {scene.radius:.4g}): resume it with its own photographs and masks, or start a new run"
+        )
+    for name, then, now in (
+        ("scene.holdout", header.config.scene.holdout, run.config.scene.holdout),
+        ("the background", header.background, run.model.background_kind),
+    ):
+        if then != now:
+            raise UsageError(f"the run was made with {name} {then}, now it is {now}: resume it as it was, or start a new run")

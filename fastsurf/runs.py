@@ -14,7 +14,7 @@ from .backends import Backend
 from .checkpoint import Header, load_model, read_header
 from .errors import CheckpointError, SceneError, UsageError
 from .files import write_whole
-from .hooks import Hook, MeshProgress, Saved
+from .hooks import Hook, MeshProgress, Note, Saved
 from .mesh import Mesh
 from .meshio import read_mesh, write_mesh, writer
 from .metrics import psnr, read_truth, score_mesh, ssim
@@ -37,7 +37,7 @@ def open_run(run: str | Path, backend: Backend) -> tuple[Header, Model]:
     path = Path(run) / CHECKPOINT
     header = read_header(path)
     model = Model(header.config, backend, header.background)
-    load_model(path, header, model)
+    load_model(path, model)
     model.set_progress(header.progress)
     return header, model
 
@@ -105,7 +105,8 @@ def _render(header: Header, model: Model, views: str, out: Path, events: Hook) -
         index = scene.test if views == "test" else scene.train
         if not index:
             raise UsageError(f"the run has no {views} views: reconstruct with --holdout 8, or use --views train")
-        cameras = [(Path(scene.capture.views[i].name).stem, *scene.rays(i)) for i in index]
+        names = picture_names([scene.capture.views[i].name for i in index])
+        cameras = [(name, *scene.rays(i)) for name, i in zip(names, index, strict=True)]
     written: list[Path] = []
     frames = []
     for done, (name, rays, (h, w)) in enumerate(cameras):
@@ -129,6 +130,12 @@ def _render(header: Header, model: Model, views: str, out: Path, events: Hook) -
     return written
 
 
+def picture_names(photographs: Sequence[str]) -> list[str]:
+    """Names without suffix for pictures of these photographs: their own, with the folders before it where that alone is not unique."""
+    stems = [Path(name).stem for name in photographs]
+    return stems if len(set(stems)) == len(stems) else ["_".join(Path(name).with_suffix("").parts) for name in photographs]
+
+
 def eval_run(
     run: str | Path,
     truth: str | Path | None = None,
@@ -146,12 +153,21 @@ def eval_run(
     Returns:
         `psnr`, `ssim` (means over held-out views; None without any), `views` (each by name), and `mesh` with Chamfer distance,
         F-scores and normal error where a truth is given.
+
+    Raises:
+        UsageError: a mesh, but nothing to score it against.
     """
+    if mesh is not None and truth is None:
+        raise UsageError(f"nothing to score {mesh} against: want a true surface, --gt MESH")
     known = read_truth(Path(truth)) if truth is not None else None
+    made = read_mesh(Path(mesh) if mesh else Path(run) / MESH) if known is not None else None
+    events = announce(hooks)
     with compute(backend, threads) as kernels:
         header, model = open_run(run, kernels)
         scene = open_scene(header)
-        views = _score_views(scene, model, announce(hooks))
+        if not scene.test:
+            events(Note("no view was held out, so no picture is scored: reconstruct with --holdout 8"))
+        views = _score_views(scene, model, events)
     scores: dict[str, Any] = {
         "psnr": float(np.mean([v["psnr"] for v in views.values()])) if views else None,
         "ssim": float(np.mean([v["ssim"] for v in views.values()])) if views else None,
@@ -159,8 +175,7 @@ def eval_run(
         "step": header.step,
         "seconds": header.seconds,
     }
-    if known is not None:
-        made = read_mesh(Path(mesh) if mesh else Path(run) / MESH)
+    if known is not None and made is not None:
         scores["mesh"] = score_mesh(made, known, [scene.capture.views[i] for i in scene.train])
     return scores
 

@@ -1,18 +1,20 @@
 """The whole way, small, on the reference backend: what lands on disk, in which frame, and what is refused."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from safetensors.torch import save_file
 from test_checkpoint import SMALL
 
 from fastsurf.config import load_config
 from fastsurf.errors import BackendError, CheckpointError, MeshError, UsageError
 from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Saved, TrainState
 from fastsurf.reconstruction import fit_to, reconstruct
-from fastsurf.runs import eval_run, mesh_run, render_run
+from fastsurf.runs import eval_run, mesh_run, picture_names, render_run
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,24 @@ def test_resuming_nothing_is_refused(tiny, tmp_path):
         reconstruct(tiny, load_config(None, SMALL), run=tmp_path / "r", go_on=True)
 
 
+def test_a_run_is_not_resumed_with_other_photographs(tiny, tmp_path):
+    early = load_config(None, [*SMALL, "train.steps=2"])
+    reconstruct(tiny, early, run=tmp_path / "r")
+    moved = copy.copy(tiny)
+    moved.center = tiny.center + 0.01 * tiny.radius
+    with pytest.raises(UsageError, match="another scene box"):
+        reconstruct(moved, early, run=tmp_path / "r", go_on=True)
+    with pytest.raises(UsageError, match=r"scene\.holdout 0, now it is 3"):
+        reconstruct(tiny, load_config(None, [*SMALL, "scene.holdout=3"]), run=tmp_path / "r", go_on=True)
+
+
+def test_a_checkpoint_that_says_too_little_is_damaged(tiny, tmp_path):
+    (tmp_path / "r").mkdir()
+    save_file({"a": torch.zeros(2)}, tmp_path / "r" / "checkpoint.safetensors", {"fastsurf": '{"format": 1}'})
+    with pytest.raises(CheckpointError, match=r"damaged .*center"):
+        reconstruct(tiny, load_config(None, SMALL), run=tmp_path / "r", go_on=True)
+
+
 def test_an_empty_scene_gives_a_reason_and_no_file(tiny, tmp_path):
     config = load_config(None, [*SMALL, "train.steps=1", "field.prior_radius=-9.0"])
     with pytest.raises(MeshError):
@@ -135,10 +155,22 @@ def test_a_run_can_be_rendered(finished, tmp_path):
         render_run(finished[0].run, "sideways", tmp_path / "p")
 
 
+def test_photographs_of_one_name_get_pictures_of_their_own():
+    assert picture_names(["images/a.png", "images/b.jpg"]) == ["a", "b"]
+    assert picture_names(["left/0001.png", "right/0001.png"]) == ["left_0001", "right_0001"]
+
+
 def test_a_run_can_be_scored(finished, tiny_folder):
     scores = eval_run(finished[0].run, tiny_folder / "gt" / "mesh.ply", backend="reference")
     assert len(scores["views"]) == 2 and 5 < scores["psnr"] < 50 and 0 < scores["ssim"] < 1
     assert 0 < scores["mesh"]["f_score"] <= 1 and scores["mesh"]["chamfer"] > 0
+
+
+def test_what_cannot_be_scored_is_said_before_any_work(finished, tiny_folder, tmp_path):
+    with pytest.raises(UsageError, match="--gt"):
+        eval_run(finished[0].run, mesh=finished[0].mesh_path)
+    with pytest.raises(MeshError, match="no such file"):
+        eval_run(tmp_path / "no-run", tiny_folder / "gt" / "mesh.ply", mesh=tmp_path / "none.ply")
 
 
 def test_notes_of_the_scene_reach_the_user(tiny, tmp_path):
