@@ -8,6 +8,8 @@ import difflib
 import errno
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 import threading
@@ -178,8 +180,9 @@ def _parse(verb: str, args: list[str]) -> Any:
         "info": o.Info, "reconstruct": o.Reconstruct, "mesh": o.MeshAgain, "render": o.Render, "eval": o.Eval, "demo": o.Demo
     }[verb]
     known = ["--help", *o.flags(kind)]
-    for flag in (word.partition("=")[0] for word in args if word.startswith("--")):
-        if flag not in known:
+    short = ["-h", *(["-o"] if "--out" in known else [])]
+    for flag in (word.partition("=")[0] for word in args if re.match("-[-a-zA-Z]", word)):
+        if flag not in [*known, *short]:
             near = difflib.get_close_matches(flag, known, n=1)
             raise UsageError(f"{verb} has no {flag}; " + (f"did you mean {near[0]}?" if near else f"see fastsurf {verb} --help"))
     parsed, rest = tyro.cli(kind, prog=f"fastsurf {verb}", args=args, return_unknown_args=True, config=(tyro.conf.HelptextFromCommentsOff,))
@@ -232,8 +235,8 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
             hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested,
         )
     if not o.quiet:
-        again = " ".join(["fastsurf reconstruct", str(path), *(["-o", str(o.out)] if o.out else []), "--run", str(run), "--resume"])
-        then = again if result.stopped else f"fastsurf render {run} --views orbit"
+        again = ["fastsurf", "reconstruct", str(path), *(["-o", str(o.out)] if o.out else []), "--run", str(run), "--resume"]
+        then = shlex.join(again if result.stopped else ["fastsurf", "render", str(run), "--views", "orbit"])
         _say(_closing(result.mesh_path, result.mesh, result.seconds, then, result.stopped), _people(o.json))
     return STOPPED if interrupt.count else 0
 
@@ -250,7 +253,8 @@ def mesh(o: "MeshAgain") -> int:
 
         made = mesh_run(run, out, resolution=o.resolution, closed=False if o.open else None, backend=o.backend or "auto", hooks=[display])
     if not o.quiet:
-        _say(_closing(out, made, seconds, f"fastsurf eval {run} --mesh {out} --gt MESH", False), sys.stdout)
+        then = shlex.join(["fastsurf", "eval", str(run), "--mesh", str(out), "--gt", "MESH"])
+        _say(_closing(out, made, seconds, then, False), sys.stdout)
     return 0
 
 
@@ -424,10 +428,9 @@ def _write_text(to: str, text: str) -> None:
     if to == "-":
         print(text, end="")
         return
-    path = Path(to)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
+    from .files import write_whole
+
+    write_whole(Path(to), text.encode())
 
 
 def _say(lines: Sequence[str], stream: TextIO) -> None:

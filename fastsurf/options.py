@@ -195,10 +195,12 @@ def configure(settings: Settings, photographs: Photographs | None = None, base: 
     config = load_config(settings.config or base, settings.set)
     if settings.minutes is not None and settings.steps is not None:
         raise UsageError("--minutes and --steps are one dial: give one of them")
-    for name, number, least in (("minutes", settings.minutes, 0.0), ("steps", settings.steps, 1), ("resolution", settings.resolution, 8),
+    if settings.minutes is not None and not settings.minutes > 0:
+        raise UsageError(f"--minutes wants more than 0, found {settings.minutes:g}")
+    for name, number, least in (("steps", settings.steps, 1), ("resolution", settings.resolution, 8),
                                 ("threads", settings.threads, 0), ("seed", settings.seed, 0)):
-        if number is not None and not number >= least:
-            raise UsageError(f"--{name} wants {least:g} or more, found {number:g}")
+        if number is not None and number < least:
+            raise UsageError(f"--{name} wants {least} or more, found {number}")
     train = _given(config.train, seed=settings.seed)
     if settings.minutes is not None or settings.steps is not None:
         train = replace(train, minutes=settings.minutes, steps=settings.steps)

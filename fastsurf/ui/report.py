@@ -1,6 +1,7 @@
 """What `fastsurf info` prints: the facts of info.report as a table, with a picture of where the cameras stand."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,8 +34,9 @@ def report_lines(facts: Mapping[str, Any]) -> list[str]:
     lines += ["", *(" " * LABEL + line for line in drawn), ""]
     lines += [f"{'note':<{LABEL}}{note}" for note in facts["notes"]]
     lines += [f"{'warning':<{LABEL}}{warning}" for warning in facts["warnings"]]
-    verdict = f"fastsurf reconstruct {facts['path']} -o mesh.ply" if facts["usable"] else "this can't work as it is: see the warnings"
-    return [*lines, f"{'next' if facts['usable'] else 'no':<{LABEL}}{verdict}"]
+    if not facts["usable"]:
+        return [*lines, f"{'no':<{LABEL}}this can't work as it is: see the warnings"]
+    return [*lines, f"{'next':<{LABEL}}{shlex.join(['fastsurf', 'reconstruct', facts['path'], '-o', 'mesh.ply'])}"]
 
 
 def camera_map(views: Sequence[Mapping[str, Any]], center: Sequence[float], radius: float, columns: int = 49, rows: int = 19) -> list[str]:
