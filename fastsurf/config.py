@@ -6,6 +6,8 @@ units: the scene box is [-1, 1]^3. Schedules run on `progress` in [0, 1], so tha
 
 import dataclasses
 import difflib
+import functools
+import math
 import tomllib
 import types
 import typing
@@ -136,6 +138,45 @@ class Config:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     backend: str = "auto"  # auto | native | cuda | reference
     threads: int = 0  # CPU threads; 0: all
+
+
+ANY = math.inf
+RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can work, of those where that isn't plain
+    "threads": (0, ANY),
+    "scene.holdout": (0, ANY),
+    "field.levels": (1, 32), "field.log2_entries": (4, 24), "field.base_resolution": (2, ANY), "field.finest_resolution": (0, 1 << 16),
+    "field.width": (1, 256), "field.first_levels": (1, ANY), "field.sharpness": (1e-3, ANY),
+    "field.sharpness_times_half_width": (0, ANY), "field.sharpness_max": (1e-3, ANY),
+    "color.width": (1, 256), "color.hidden": (0, 16),
+    "grid.resolution": (8, 512), "grid.update_every": (1, ANY), "grid.decay": (0, 1), "grid.error_budget": (1e-6, 0.5),
+    "grid.steps": (8, 1 << 14), "grid.secant_steps": (0, ANY),
+    "sampling.interval": (1, ANY), "sampling.front": (0, ANY), "sampling.delta_max": (1e-4, ANY), "sampling.delta_min": (1e-4, ANY),
+    "sampling.delta_until": (1e-3, ANY),
+    "loss.color": (0, ANY), "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY),
+    "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (1, ANY), "train.foreground": (0, 1),
+    "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
+    "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
+}  # fmt: skip
+CHOICES = {"backend": ("auto", "native", "cuda", "reference"), "scene.background": ("auto", "random", "white", "black", "model")}
+
+
+def check(config: Config) -> None:
+    """Refuse what can't work, before an hour is spent on it.
+
+    Raises:
+        ConfigError: a number out of its range, or an unknown choice.
+    """
+    for key, (least, most) in RANGES.items():
+        value = _at(config, key)
+        if value is not None and not least <= value <= most:
+            raise ConfigError(f"{key}: want {f'{least:g} or more' if most == ANY else f'{least:g} to {most:g}'}, found {value:g}")
+    for key, choices in CHOICES.items():
+        if _at(config, key) not in choices:
+            raise ConfigError(f"{key}: want one of {', '.join(choices)}; found {_at(config, key)!r}")
+
+
+def _at(config: Any, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), config)
 
 
 def load_config(name_or_file: str | None = None, sets: Sequence[str] = ()) -> Config:

@@ -14,7 +14,7 @@ ONE_SIDED = 120.0  # degrees between the outermost cameras, seen from the scene;
 def report(scene: Scene) -> dict[str, Any]:
     """Facts, notes and warnings about a scene, ready for JSON. Lengths are in world units unless said otherwise."""
     views = scene.capture.views
-    positions = scene.to_scene(np.stack([views[i].center for i in scene.train]))  # (n_train, 3)
+    positions = camera_positions(scene)
     distances = np.linalg.norm(positions, axis=-1)
     points = scene.capture.points
     pixel = pixel_footprint(scene)
@@ -51,7 +51,7 @@ def report(scene: Scene) -> dict[str, Any]:
         "pixel_share": pixel / (2 * scene.radius),  # of the box edge
         "finest_resolution": suggested_resolution(scene),
         "notes": scene.notes,
-        "warnings": warnings(scene, positions),
+        "warnings": warnings(scene),
         "usable": len(scene.train) >= 3 and 2 * len(scene.blind) < len(scene.train),
     }
 
@@ -78,9 +78,14 @@ def object_shares(scene: Scene) -> list[float]:
     return [] if scene.masks is None else [float((scene.masks[i] > 127).float().mean()) for i in scene.train]
 
 
-def warnings(scene: Scene, positions: np.ndarray) -> list[str]:
-    """What may spoil the result, one line each; `positions (n_train, 3)` are the training cameras' in the scene."""
-    n = len(scene.train)
+def camera_positions(scene: Scene) -> np.ndarray:
+    """Where the training cameras stand in the scene, (n_train, 3)."""
+    return scene.to_scene(np.stack([scene.capture.views[i].center for i in scene.train]))
+
+
+def warnings(scene: Scene) -> list[str]:
+    """What may spoil the result, one line each."""
+    n, positions = len(scene.train), camera_positions(scene)
     found = []
     if n < FEWEST_VIEWS:
         found.append(f"only {n} photographs to learn from: expect holes and bumps; {FEWEST_VIEWS} or more are better")

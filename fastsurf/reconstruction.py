@@ -16,12 +16,12 @@ import torch
 from . import __version__, meshio
 from .backends import Backend, choose_backend
 from .checkpoint import read_header, resume, save_checkpoint
-from .config import Config, to_toml
+from .config import Config, check, to_toml
 from .encoding import stable_finest
 from .errors import UsageError
 from .files import write_whole
 from .hooks import Event, Hook, MeshProgress, Note, PhaseDone, PhaseStarted, Saved, TrainState
-from .info import suggested_resolution
+from .info import suggested_resolution, warnings
 from .mesh import Mesh, clean, extract, simplify
 from .model import Model
 from .pictures import preview, preview_png, vertex_colors
@@ -72,6 +72,7 @@ def reconstruct(
         SceneError, ConfigError, CheckpointError, MeshError, BackendError: see errors.py; what was saved until then is kept.
     """
     config, run = config or Config(), Path(run)
+    check(config)
     out = Path(out) if out else None
     if (run / CHECKPOINT).exists() and not (go_on or force):
         raise UsageError(f"{run} already holds a run: continue it with --resume, or choose another folder with --run")
@@ -122,7 +123,7 @@ def _reconstruct(
     phases = Phases(events)
     with phases("read") as phase:
         scene = source if isinstance(source, Scene) else load_scene(source, config.scene, format)
-        for note in scene.notes:
+        for note in [*scene.notes, *warnings(scene)]:
             events(Note(note))
         if backend.note:
             events(Note(backend.note))

@@ -1,6 +1,6 @@
 import pytest
 
-from fastsurf.config import Config, from_dict, load_config, to_dict, to_toml
+from fastsurf.config import PRESETS, Config, check, from_dict, load_config, to_dict, to_toml
 from fastsurf.errors import ConfigError
 
 
@@ -15,6 +15,21 @@ def test_defaults_survive_toml(tmp_path):
 def test_from_dict_reads_what_to_dict_writes():
     config = load_config(None, ["mesh.closed=false", "train.seed=7"])
     assert from_dict(to_dict(config), "test") == config
+
+
+@pytest.mark.parametrize("setting, found", [
+    ("train.steps=0", "want 1 or more, found 0"), ("train.minutes=0", "want 0.001 or more"), ("train.foreground=2", "want 0 to 1, found 2"),
+    ("sampling.delta_min=0.0", "want 0.0001 or more"), ("grid.resolution=0", "want 8 to 512"), ("threads=-1", "want 0 or more"),
+    ("train.rate_mlp=nan", "found nan"), ("scene.background=pink", "want one of auto.*found 'pink'"), ("backend=gpu", "found 'gpu'"),
+])  # fmt: skip
+def test_values_that_cannot_work_are_refused(setting, found):
+    with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]}: .*{found}"):
+        check(load_config(None, [setting]))
+
+
+def test_every_preset_can_work():
+    for name in (None, *(path.stem for path in PRESETS.glob("*.toml"))):
+        check(load_config(name))
 
 
 def test_settings_go_on_top_of_the_file(tmp_path):
