@@ -283,7 +283,9 @@ def evaluate(o: "Eval") -> int:
 
         scores = eval_run(run, o.gt, o.mesh, backend=o.backend or "auto", hooks=[display])
     if o.json:
-        _write_text(o.json, json.dumps(scores, indent=2) + "\n")
+        from .ui.jsonlines import finite
+
+        _write_text(o.json, json.dumps(finite(scores), indent=2) + "\n")
     if not o.quiet:
         _say(_table(scores), _people(o.json))
     return 0
@@ -418,7 +420,7 @@ def _table(scores: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, value in scores.items():
         if isinstance(value, Mapping):
-            lines += [name, *(f"  {line}" for line in _table(value))]
+            lines += [name, *(f"  {line}" for line in _table(value))] if value else []
         elif value is not None:
             lines.append(f"{name:<20} {value:.4g}" if isinstance(value, float) else f"{name:<20} {value}")
     return lines

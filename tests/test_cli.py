@@ -366,3 +366,8 @@ def test_the_last_checkpoint_is_remembered():
     for event in (fake_step(1, 0.1), Saved("checkpoint", Path("a")), Saved("mesh", Path("b")), PhaseDone("train", 1.0)):
         kept(event)
     assert kept.checkpoint == Path("a")
+
+
+def test_scores_of_nothing_are_left_out():
+    lines = cli._table({"psnr": None, "views": {}, "step": 3, "mesh": {"f_score": 0.5}})
+    assert [line.split() for line in lines] == [["step", "3"], ["mesh"], ["f_score", "0.5"]]

@@ -61,7 +61,7 @@ class JsonLines:
 
     def _write(self, event: PhaseStarted | PhaseDone | TrainState | Note | Saved, now: float) -> None:
         record = {"event": NAMES[type(event)], "time": now} | dataclasses.asdict(event)
-        line = json.dumps(_plain(record), ensure_ascii=False) + "\n"
+        line = json.dumps(finite(record), ensure_ascii=False) + "\n"
         if self._file is None:
             self._early.append(line)
             return
@@ -78,9 +78,10 @@ def _open(path: Path, append: bool) -> TextIO:
     return file
 
 
-def _plain(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """`value` as JSON can say it: numbers that are not finite become null, paths text."""
     if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
+        return {key: finite(v) for key, v in value.items()}
     if isinstance(value, float):
         return float(f"{value:.13g}") if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
