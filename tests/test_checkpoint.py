@@ -78,7 +78,7 @@ reconstruct(sys.argv[1], load_config(None, sys.argv[4:]), run=sys.argv[2], go_on
 def command(scene, run, go_on, backend):
     """A reconstruction in its own process, with a checkpoint after every step: a kill lands in a write as often as can be."""
     sets = [*SMALL, f"backend={backend}", "train.save_every=0", "train.preview_every=1000"]
-    return [sys.executable, "-c", SCRIPT, str(scene), str(run), str(int(go_on)), *sets]
+    return [sys.executable, "-P", "-c", SCRIPT, str(scene), str(run), str(int(go_on)), *sets]
 
 
 @pytest.mark.parametrize("backend, moment", [("reference", 3), ("reference", 15), ("native", 9)])
