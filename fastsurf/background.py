@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .backends import Backend
 from .color import spherical_harmonics
-from .compositing import blend, weights_of
+from .compositing import blend
 from .encoding import FEATURES, entries, growth, level_table
 from .field import xavier
 from .rays import Rays
@@ -33,15 +33,15 @@ class Background(nn.Module):
     def forward(self, rays: Rays, backend: Backend, generator: torch.Generator | None) -> Tensor:
         """Colours (n, 3) of what rays see beyond the box."""
         n = len(rays)
-        u = strata(n, SAMPLES, generator).flip(1)  # towards 0 is towards infinity
+        u = strata(n, SAMPLES, generator, rays.t_far.device).flip(1)  # towards 0 is towards infinity
         t = rays.t_far[:, None] + 1.0 / u.clamp(min=1e-3) - 1.0
         x = contract(rays.at(t)).view(-1, 3)
         encoded = backend.encode(x * 0.25 + 0.5, self.table, self.levels)
         directions = spherical_harmonics(rays.directions).repeat_interleave(SAMPLES, 0)
         out = backend.mlp(torch.cat([encoded, directions], 1), list(self.weights)).view(n, SAMPLES, -1)
         alphas = torch.sigmoid(out[..., 3])
-        alphas = torch.cat([alphas[:, :-1], torch.ones(n, 1)], 1)
-        return blend(weights_of(alphas), torch.sigmoid(out[..., :3]))
+        alphas = torch.cat([alphas[:, :-1], torch.ones_like(alphas[:, :1])], 1)
+        return blend(backend.weights_of(alphas), torch.sigmoid(out[..., :3]))
 
 
 def contract(x: Tensor) -> Tensor:

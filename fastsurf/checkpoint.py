@@ -32,6 +32,7 @@ class Header:
     center: tuple[float, float, float]  # of the scene box, in the input's own frame
     radius: float
     background: str
+    device: str  # cpu or cuda: where its random numbers came from
     step: int
     progress: float
     seconds: float
@@ -49,6 +50,7 @@ def save_checkpoint(path: Path, run: Training) -> None:
         "center": [float(c) for c in scene.center],
         "radius": float(scene.radius),
         "background": run.model.background_kind,
+        "device": run.backend.device.type,
         "levels": [[level.scale, level.resolution, level.offset, level.size] for level in run.model.field.levels],
         "step": run.step,
         "progress": run.progress(),
@@ -77,7 +79,7 @@ def read_header(path: Path) -> Header:
         x, y, z = tree["center"]
         return Header(
             from_dict(tree["config"], str(path)), tree["scene"], tree["scene_format"], (x, y, z), tree["radius"],
-            tree["background"], tree["step"], tree["progress"], tree["seconds"], tree["squared_error"],
+            tree["background"], tree.get("device", "cpu"), tree["step"], tree["progress"], tree["seconds"], tree["squared_error"],
         )
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path}: damaged ({type(e).__name__}: {e})") from None
@@ -127,7 +129,10 @@ def resume(path: Path, run: Training) -> None:
     for kind, held in (("first", run.optimizer.first), ("second", run.optimizer.second)):
         for name, t in held.items():
             t.copy_(tensors[f"adam.{kind}.{name}"])
-    run.generator.set_state(tensors["generator"].to(torch.uint8))
+    if header.device == run.backend.device.type:
+        run.generator.set_state(tensors["generator"].to(torch.uint8))
+    else:  # a state of another kind of generator: go on with other numbers
+        run.generator.manual_seed(run.config.train.seed + header.step)
     run.optimizer.count = run.step = header.step
     run.seconds, run.squared_error = header.seconds, header.squared_error
 

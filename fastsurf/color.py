@@ -29,8 +29,8 @@ class ColorHead(nn.Module):
     def forward(self, x: Tensor, sample: FieldSample, directions: Tensor, backend: Backend) -> Tensor:
         """Colours (n, 3) in [0, 1] of points x seen along unit directions, both (n, 3)."""
         values = {"d": spherical_harmonics(directions), "h": sample.feature, "n": sample.normal, "x": x}
-        parts = [values[key] if key in self.used else torch.zeros(len(x), width) for key, width in WIDTHS.items()]
-        inputs = torch.cat([*parts, torch.zeros(len(x), IN - sum(WIDTHS.values()))], dim=1)
+        parts = [values[key] if key in self.used else x.new_zeros(len(x), width) for key, width in WIDTHS.items()]
+        inputs = torch.cat([*parts, x.new_zeros(len(x), IN - sum(WIDTHS.values()))], dim=1)
         return torch.sigmoid(backend.mlp(inputs, list(self.weights))[:, :3])
 
 

@@ -136,7 +136,8 @@ class Config:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    backend: str = "auto"  # auto | native | cuda | reference
+    backend: str = "auto"  # auto | cuda | triton | native | reference
+    precision: str = "exact"  # exact: float32 throughout | fast: half inputs of matrix products, on a GPU
     threads: int = 0  # CPU threads; 0: all
 
 
@@ -157,7 +158,11 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
     "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
 }  # fmt: skip
-CHOICES = {"backend": ("auto", "native", "cuda", "reference"), "scene.background": ("auto", "random", "white", "black", "model")}
+CHOICES = {
+    "backend": ("auto", "cuda", "triton", "native", "reference"),
+    "precision": ("exact", "fast"),
+    "scene.background": ("auto", "random", "white", "black", "model"),
+}
 
 
 def check(config: Config) -> None:

@@ -26,32 +26,36 @@ class OccupancyGrid(nn.Module):
         self.threshold = 1.0 - (1.0 - config.error_budget) ** (1.0 / samples_per_ray)  # tau of the module's docstring
         self.register_buffer("values", torch.zeros(g, g, g))  # decaying maximum of occupancy, (x, y, z)
         self.register_buffer("occupied", torch.ones(g, g, g, dtype=torch.bool))  # everything, until looked at
+        self._share: float | None = None  # counted when asked for, once between updates
+
+    @property
+    def share(self) -> float:
+        """Share of cells in use."""
+        if self._share is None:
+            self._share = int(self.occupied.count_nonzero()) / self.occupied.numel()
+        return self._share
 
     @property
     def step(self) -> float:
         """Distance of marching points, scene units."""
         return float(2 * 3**0.5 / self.config.steps)
 
-    @property
-    def share(self) -> float:
-        """Share of cells in use."""
-        return int(self.occupied.count_nonzero()) / self.occupied.numel()
-
     @torch.no_grad()
     def update(self, level_fn: LevelFn, generator: torch.Generator, everywhere: bool = False) -> None:
         """Look at one jittered point in every cell in use or beside one, and in an eighth of the others (or in all)."""
-        g = self.config.resolution
+        g, device = self.config.resolution, self.occupied.device
         if everywhere:
-            cells = torch.arange(g**3)
+            cells = torch.arange(g**3, device=device)
         else:
-            chosen = self.occupied.flatten() | (torch.rand(g**3, generator=generator) < 0.125)
+            chosen = self.occupied.flatten() | (torch.rand(g**3, generator=generator, device=device) < 0.125)
             cells = chosen.nonzero()[:, 0]
         corner = torch.stack([cells // (g * g), cells // g % g, cells % g], 1)
-        points = (corner + torch.rand(len(cells), 3, generator=generator)) * (2.0 / g) - 1.0
+        points = (corner + torch.rand(len(cells), 3, generator=generator, device=device)) * (2.0 / g) - 1.0
         values = self.values.view(-1)
         values[cells] = torch.maximum(values[cells] * self.config.decay, torch.sigmoid(level_fn(points)))
         # bracketing points of a crossing must both lie in kept cells, and a point may miss the peak of its cell: dilate
         self.occupied.copy_(dilate(self.values > self.threshold))
+        self._share = None
 
 
 def dilate(cells: Tensor) -> Tensor:

@@ -24,6 +24,16 @@ class ImageStore:
     offsets: Tensor  # (n_views + 1,) int64, first pixel of each view
     widths: Tensor  # (n_views,) int64
 
+    def to(self, device: torch.device) -> "ImageStore":
+        """The same on another device."""
+        coverage = None if self.coverage is None else self.coverage.to(device)
+        return ImageStore(self.colors.to(device), coverage, self.offsets.to(device), self.widths.to(device))
+
+    @property
+    def bytes(self) -> int:
+        """Memory of colours and masks."""
+        return self.colors.numel() + (0 if self.coverage is None else self.coverage.numel())
+
     def view_shape(self, view: int) -> tuple[int, int]:
         """Height and width."""
         width = int(self.widths[view])

@@ -28,11 +28,13 @@ class Model(nn.Module):
         self.head = ColorHead(config.color, generator)
         self.background = Background(generator) if background == "model" else None
         self.grid = OccupancyGrid(config.grid, config.sampling.front + config.sampling.interval)
+        self.to(backend.device)
         self.set_progress(0.0)
 
     def set_progress(self, progress: float) -> None:
         """Point of the schedules: interval, sharpness, levels."""
-        self.progress = self.field.progress = progress
+        self.progress = progress
+        self.field.set_progress(progress)
         self.width = half_width(progress, self.config.sampling)
         self.sharpness = sharpness(self.width, self.config.field)
 
@@ -62,6 +64,10 @@ class Model(nn.Module):
         """Colours (n, 3) in [0, 1]."""
         rgb: Tensor = self.head(x, sample, directions, self.backend)
         return rgb
+
+    def weights_of(self, alphas: Tensor) -> Tensor:
+        """See `compositing.weights_of`."""
+        return self.backend.weights_of(alphas)
 
     def update_grid(self, generator: torch.Generator, everywhere: bool = False) -> None:
         """Refresh the occupancy grid."""

@@ -22,13 +22,13 @@ GREY = 0.5
 
 @torch.no_grad()
 def render_rays(model: Model, rays: Rays) -> Rendering:
-    """Colours, opacity, depth and normals of any number of rays, without jitter."""
-    c = model.config.sampling
+    """Colours, opacity, depth and normals of any number of rays, without jitter; on the CPU."""
+    c, device = model.config.sampling, model.backend.device
     parts = [
-        render_unified(part, model, model.width, Samples(c.front, c.interval), lambda r: background_color(model, r, None))[0]
+        render_unified(part.to(device), model, model.width, Samples(c.front, c.interval), lambda r: background_color(model, r, None))[0]
         for part in _split(rays)
     ]
-    return Rendering(*(torch.cat([getattr(p, name) for p in parts]) for name in Rendering.__dataclass_fields__))
+    return Rendering(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in Rendering.__dataclass_fields__))
 
 
 def _split(rays: Rays) -> Iterator[Rays]:
@@ -86,11 +86,11 @@ def vertex_colors(model: Model, vertices: np.ndarray, colored: bool = True) -> t
     normals, colors = [], []
     points = torch.from_numpy(vertices.astype(np.float32))
     for start in range(0, len(points), VERTICES_AT_ONCE):
-        x = points[start : start + VERTICES_AT_ONCE]
+        x = points[start : start + VERTICES_AT_ONCE].to(model.backend.device)
         sample = model.sample(x)
-        normals.append(sample.normal)
+        normals.append(sample.normal.cpu())
         if colored:
-            colors.append(model.color(x, sample, -sample.normal))
+            colors.append(model.color(x, sample, -sample.normal).cpu())
     return torch.cat(normals).numpy(), to_bytes(torch.cat(colors)) if colored else None
 
 

@@ -5,7 +5,7 @@ A pixel is its index in the image store's buffer; in its own image, column u and
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ class PixelDirections:
     counts: Tensor  # (n_views, 2) int64, nodes along u and v, at least 4
     per_pixel: Tensor  # (n_views, 2) float32, nodes per pixel along u and v
 
+    def to(self, device: torch.device) -> "PixelDirections":
+        """The same on another device."""
+        return PixelDirections(*(getattr(self, f.name).to(device) for f in fields(self)))
+
     def __call__(self, view: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """(x, y) (n, 2) of pixels (u, v) of views, each (n,) int64."""
         at = torch.stack([u, v], -1) * self.per_pixel[view]  # (n, 2) in nodes
@@ -37,7 +41,7 @@ class PixelDirections:
         t = at - cell
         a, b, c = t - 1, t - 2, t - 3
         weights = torch.stack([a * b * c / -6, t * b * c / 2, t * a * c / -2, t * a * b / 6], -1)  # Lagrange's, (n, 2, 4)
-        four = torch.arange(4)
+        four = torch.arange(4, device=view.device)
         row = self.first[view, None] + (cell[:, 1:] + four) * counts[:, :1]  # (n, 4)
         index = row[:, :, None] + (cell[:, :1] + four)[:, None]  # (n, 4, 4)
         return torch.einsum("ni,nj,nijk->nk", weights[:, 1], weights[:, 0], self.nodes[index])
@@ -85,17 +89,22 @@ def _fit(camera: Camera) -> np.ndarray:
 class Pool:
     """A set of pixels, kept as runs of consecutive indices: exact, and small however large the photographs are."""
 
+    size: int
     ends: Tensor  # (n_runs,) int64, how many pixels the runs so far hold
     shifts: Tensor  # (n_runs,) int64, what turns the k-th pixel of the pool into its index
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
+        return self.size
+
+    def to(self, device: torch.device) -> "Pool":
+        """The same on another device."""
+        return Pool(self.size, self.ends.to(device), self.shifts.to(device))
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """Indices (n,) of pixels, uniform with replacement."""
+        """Indices (n,) of pixels, uniform with replacement; on the pool's device, whatever the generator's."""
         if n == 0:
-            return torch.zeros(0, dtype=torch.int64)
-        k = torch.randint(len(self), (n,), generator=generator)
+            return torch.zeros(0, dtype=torch.int64, device=self.ends.device)
+        k = torch.randint(self.size, (n,), generator=generator, device=generator.device).to(self.ends.device)
         return k + self.shifts[torch.searchsorted(self.ends, k, right=True)]
 
 
@@ -110,4 +119,4 @@ def pool_of(runs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Pool:
     """The pool of all images' runs."""
     starts, lengths = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in zip(*runs, strict=True))
     ends = np.cumsum(lengths)
-    return Pool(torch.from_numpy(ends), torch.from_numpy(starts - (ends - lengths)))
+    return Pool(int(ends[-1]) if len(ends) else 0, torch.from_numpy(ends), torch.from_numpy(starts - (ends - lengths)))

@@ -1,6 +1,6 @@
 """Rays in scene units: `t` is distance along a unit direction, the scene box is [-1, 1]^3."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ class Rays:
     def __getitem__(self, index: Tensor | slice) -> "Rays":
         return Rays(self.origins[index], self.directions[index], self.t_near[index], self.t_far[index], self.image_index[index])
 
+    def to(self, device: torch.device) -> "Rays":
+        """The same rays on another device."""
+        return Rays(*(getattr(self, f.name).to(device) for f in fields(self)))
+
     def at(self, t: Tensor) -> Tensor:
         """Points (n, ..., 3) at distances t (n, ...)."""
         extra = (1,) * (t.dim() - 1)
@@ -37,6 +41,10 @@ class Batch:
     rgb: Tensor  # (n, 3) in [0, 1], straight colour
     mask: Tensor | None  # (n,) in [0, 1], 1 is object
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same pixels on another device."""
+        return Batch(self.rays.to(device), self.rgb.to(device), None if self.mask is None else self.mask.to(device))
+
 
 def intersect_box(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """Entry and exit (n,) of rays through [-1, 1]^3 by the slab method; equal for a ray that misses, never negative."""
@@ -51,5 +59,5 @@ def make_rays(origins: Tensor, directions: Tensor, image_index: Tensor | None = 
     """Rays clipped to the scene box."""
     t_near, t_far = intersect_box(origins, directions)
     if image_index is None:
-        image_index = torch.zeros(len(origins), dtype=torch.int64)
+        image_index = torch.zeros(len(origins), dtype=torch.int64, device=origins.device)
     return Rays(origins, directions, t_near, t_far, image_index)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from . import __version__, meshio
 from .backends import Backend, choose_backend
@@ -82,14 +83,14 @@ def reconstruct(
         meshio.writer(out)
     log = JsonLines(run / LOG, append=go_on)
     try:
-        with compute(config.backend, config.threads) as backend:
+        with compute(config.backend, config.threads, config.precision) as backend:
             return _reconstruct(scene, config, backend, run, out, go_on, format, announce([log, *hooks]), should_stop)
     finally:
         log.close()
 
 
 @contextlib.contextmanager
-def compute(name: str = "auto", threads: int = 0) -> Iterator[Backend]:
+def compute(name: str = "auto", threads: int = 0, precision: str = "exact") -> Iterator[Backend]:
     """The backend, and torch's threads set to suit it for as long as it is in use.
 
     Between native calls torch only touches small tensors, where its threads gain little and, on a machine that does anything else
@@ -101,7 +102,7 @@ def compute(name: str = "auto", threads: int = 0) -> Iterator[Backend]:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads or before)
-        backend = choose_backend(name, threads or before)
+        backend = choose_backend(name, threads or before, precision)
         if backend.name == "native":
             torch.set_num_threads(1)
         yield backend
@@ -179,9 +180,14 @@ def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config
     Raises:
         MeshError: there is no surface, and why.
     """
-    model.update_grid(torch.Generator().manual_seed(0), everywhere=True)
+    device = model.backend.device
+    model.update_grid(torch.Generator(device).manual_seed(0), everywhere=True)
     c = config.mesh
-    vertices, faces = extract(model.level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")))
+
+    def level(x: Tensor) -> Tensor:
+        return model.level(x.to(device))
+
+    vertices, faces = extract(level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")))
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
     if c.faces:
         vertices, faces = simplify(vertices, faces, c.faces)

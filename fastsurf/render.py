@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .compositing import Rendering, blend, weights_of
+from .compositing import Rendering, blend
 from .field import FieldSample
 from .rays import Rays
 from .sampling import over_lattice, place, strata
@@ -48,6 +48,10 @@ class Solid(Protocol):
         """Colours (n, 3)."""
         ...
 
+    def weights_of(self, alphas: Tensor) -> Tensor:
+        """`compositing.weights_of`."""
+        ...
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -60,7 +64,9 @@ class Samples:
 
 def find(rays: Rays, solid: Solid, generator: torch.Generator | None = None) -> Crossings:
     """First crossings; a generator shifts each ray's marching lattice."""
-    return solid.first_crossing(rays, None if generator is None else torch.rand(len(rays), generator=generator))
+    if generator is None:
+        return solid.first_crossing(rays)
+    return solid.first_crossing(rays, torch.rand(len(rays), generator=generator, device=rays.t_near.device))
 
 
 def render_unified(rays: Rays, solid: Solid, width: float, samples: Samples, background: BackgroundFn) -> tuple[Rendering, Crossings]:
@@ -73,7 +79,7 @@ def render_unified(rays: Rays, solid: Solid, width: float, samples: Samples, bac
 def render_volume(rays: Rays, solid: Solid, samples: Samples, background: BackgroundFn) -> tuple[Rendering, Crossings]:
     """All samples spread over the occupied space of the ray."""
     found = find(rays, solid, samples.generator)
-    t = over_lattice(rays, found, strata(len(rays), samples.front + samples.interval, samples.generator))
+    t = over_lattice(rays, found, strata(len(rays), samples.front + samples.interval, samples.generator, found.t.device))
     return shade(rays, solid, t, found, background), found
 
 
@@ -84,7 +90,7 @@ def render_surface(rays: Rays, solid: Solid, background: BackgroundFn) -> tuple[
     x = rays.origins[hit] + found.t[hit, None] * rays.directions[hit]
     sample = solid.sample(x)
     rgb = background(rays).index_put((hit,), solid.color(x, sample, rays.directions[hit]))
-    normal = torch.zeros(len(rays), 3).index_put((hit,), sample.normal)
+    normal = rays.origins.new_zeros(len(rays), 3).index_put((hit,), sample.normal)
     return Rendering(rgb, hit.float(), found.t, normal, hit, found.t), found
 
 
@@ -95,19 +101,19 @@ def shade(rays: Rays, solid: Solid, t: Tensor, found: Crossings, background: Bac
     kept = _kept(points, solid.occupied, rays, s)
     x = points[kept]
     sample = solid.sample(x)
-    alphas = torch.zeros(n * s).index_put((kept,), torch.sigmoid(solid.sharpness * sample.level)).view(n, s)
-    weights = weights_of(alphas)
+    alphas = t.new_zeros(n * s).index_put((kept,), torch.sigmoid(solid.sharpness * sample.level)).view(n, s)
+    weights = solid.weights_of(alphas)
     weight = weights.detach().view(-1)[kept]
     bright = (weight > LEAST_WEIGHT).nonzero()[:, 0]
     seen = FieldSample(sample.level[bright], sample.feature[bright], sample.normal[bright])
     rows = kept[bright]
     color = solid.color(x[bright], seen, rays.directions[rows // s])
-    rgbs = torch.zeros(n * s, 3).index_put((rows,), color).view(n, s, 3)
+    rgbs = t.new_zeros(n * s, 3).index_put((rows,), color).view(n, s, 3)
     opacity = weights.sum(1)
     rgb = blend(weights, rgbs) + (1.0 - opacity)[:, None] * background(rays)
     with torch.no_grad():
         depth = (weights * t).sum(1) + (1.0 - opacity) * rays.t_far
-        normal = torch.zeros(n, 3).index_add_(0, kept // s, weight[:, None] * sample.normal)
+        normal = t.new_zeros(n, 3).index_add_(0, kept // s, weight[:, None] * sample.normal)
     return Rendering(rgb, opacity, depth, normal, found.hit, found.t)
 
 

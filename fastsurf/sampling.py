@@ -34,15 +34,19 @@ def place(rays: Rays, found: Crossings, width: float, front: int, interval: int,
     n = len(rays)
     low = torch.maximum(found.t - width, rays.t_near)[:, None]
     high = torch.minimum(found.t + width, rays.t_far)[:, None]
-    near = rays.t_near[:, None]
-    t_hit = torch.cat([near + (low - near) * strata(n, front, generator), low + (high - low) * strata(n, interval, generator)], 1)
-    return torch.where(found.hit[:, None], t_hit, over_lattice(rays, found, strata(n, front + interval, generator)))
+    near, device = rays.t_near[:, None], found.t.device
+    before, around = strata(n, front, generator, device), strata(n, interval, generator, device)
+    t_hit = torch.cat([near + (low - near) * before, low + (high - low) * around], 1)
+    return torch.where(found.hit[:, None], t_hit, over_lattice(rays, found, strata(n, front + interval, generator, device)))
 
 
-def strata(n: int, count: int, generator: torch.Generator | None) -> Tensor:
+def strata(n: int, count: int, generator: torch.Generator | None, device: torch.device | None = None) -> Tensor:
     """Sorted numbers in [0, 1), one in each of `count` equal strata: (n, count)."""
-    jitter = torch.full((n, count), 0.5) if generator is None else torch.rand(n, count, generator=generator)
-    return (torch.arange(count) + jitter) / count
+    if generator is None:
+        jitter = torch.full((n, count), 0.5, device=device)
+    else:
+        jitter = torch.rand(n, count, generator=generator, device=device)
+    return (torch.arange(count, device=device) + jitter) / count
 
 
 def over_lattice(rays: Rays, found: Crossings, u: Tensor) -> Tensor:

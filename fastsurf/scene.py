@@ -4,7 +4,7 @@ The world is the input's own frame; the scene is the box [-1, 1]^3: x_world = ce
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,61 @@ from .cameras import Capture, View, rescale
 from .config import SceneConfig
 from .errors import SceneError
 from .images import ImageStore, read_images
-from .pixels import Pool, pixel_directions, pool_of, runs_of
+from .pixels import PixelDirections, Pool, pixel_directions, pool_of, runs_of
 from .rays import Batch, Rays, intersect_box
 
 BLOCK = 8  # pixels; where a ray meets the box is looked up once per block, and pixel by pixel along the outline
+
+
+@dataclass(frozen=True)
+class Viewpoints:
+    """Where the pixels of all views look."""
+
+    plane: PixelDirections
+    rotations: Tensor  # (n_views, 3, 3), camera to scene
+    origins: Tensor  # (n_views, 3), scene units
+
+    def to(self, device: torch.device) -> "Viewpoints":
+        """The same on another device."""
+        return Viewpoints(self.plane.to(device), self.rotations.to(device), self.origins.to(device))
+
+    def rays(self, view: Tensor, u: Tensor, v: Tensor) -> Rays:
+        """Rays through the centres of pixels (u, v) of views, each (n,) int64."""
+        plane = self.plane(view, u, v)  # (n, 2)
+        blind = plane.isnan().any(-1)
+        looking = torch.nn.functional.pad(torch.where(blind[:, None], 0.0, plane), (0, 1), value=1.0)
+        directions = torch.einsum("nij,nj->ni", self.rotations[view], looking)
+        directions = directions / directions.norm(dim=-1, keepdim=True)
+        origins = self.origins[view]
+        t_near, t_far = intersect_box(origins, directions)
+        return Rays(origins, directions, t_near, torch.where(blind, t_near, t_far), view)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Photographs to draw pixels from."""
+
+    viewpoints: Viewpoints
+    store: ImageStore
+    object: Pool  # pixels inside masks
+    rest: Pool
+
+    def to(self, device: torch.device) -> "Source":
+        """The same on another device."""
+        return Source(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def sample(self, n: int, generator: torch.Generator, foreground: float) -> Batch:
+        """See `Scene.sample`; the batch is where the photographs are."""
+        n_object = round(n * foreground) if len(self.rest) else n
+        n_object = n_object if len(self.object) else 0
+        pixel = torch.cat([self.object.draw(n_object, generator), self.rest.draw(n - n_object, generator)])
+        store = self.store
+        view = torch.searchsorted(store.offsets, pixel, right=True) - 1
+        width = store.widths[view]
+        local = pixel - store.offsets[view]
+        rays = self.viewpoints.rays(view, local % width, local // width)
+        mask = None if store.coverage is None else store.coverage[pixel].float() / 255
+        return Batch(rays, store.colors[pixel].float() / 255, mask)
 
 
 class Scene:
@@ -47,12 +98,12 @@ class Scene:
         self.test = list(test)
         self.notes = list(notes)
         self._store = store
-        self._plane = pixel_directions([view.camera for view in capture.views])
         poses = np.stack([view.c2w for view in capture.views])
-        self._rotations = torch.from_numpy(poses[:, :, :3]).float()  # (n_views, 3, 3)
-        self._origins = torch.from_numpy(self.to_scene(poses[:, :, 3])).float()  # (n_views, 3)
+        rotations, origins = torch.from_numpy(poses[:, :, :3]).float(), torch.from_numpy(self.to_scene(poses[:, :, 3])).float()
+        self._viewpoints = Viewpoints(pixel_directions([view.camera for view in capture.views]), rotations, origins)
         self.blind: list[int] = []
-        self._object, self._rest = self._pools()
+        self._source = Source(self._viewpoints, store, *self._pools())
+        self._sources: dict[torch.device, Source] = {}  # copies on other devices
 
     def to_world(self, points: np.ndarray) -> np.ndarray:
         """Scene points (n, 3) in the world, float64."""
@@ -66,18 +117,13 @@ class Scene:
         """Random pixels of the training views, with replacement, among those whose ray meets the scene box.
 
         Args:
+            generator: the batch is on its device; the first draw copies the photographs there, if they fit into half of its memory.
             foreground: share of the rays that go through masks; the others go past them. Without masks all are drawn alike.
         """
-        n_object = round(n * foreground) if len(self._rest) else n
-        n_object = n_object if len(self._object) else 0
-        pixel = torch.cat([self._object.draw(n_object, generator), self._rest.draw(n - n_object, generator)])
-        view = torch.searchsorted(self._store.offsets, pixel, right=True) - 1
-        width = self._store.widths[view]
-        local = pixel - self._store.offsets[view]
-        rays = self._rays(view, local % width, local // width)
-        coverage = self._store.coverage
-        mask = None if coverage is None else coverage[pixel].float() / 255
-        return Batch(rays, self._store.colors[pixel].float() / 255, mask)
+        device = generator.device
+        if device.type != "cpu" and device not in self._sources and self._store.bytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
+            self._sources[device] = self._source.to(device)
+        return self._sources.get(device, self._source).sample(n, generator, foreground).to(device)
 
     def rays(self, view: int, stride: int = 1) -> tuple[Rays, tuple[int, int]]:
         """Rays through every `stride`-th pixel centre of a view, row by row, and the height and width of that picture.
@@ -86,18 +132,7 @@ class Scene:
         """
         h, w = self._store.view_shape(view)
         v, u = torch.meshgrid(torch.arange(0, h, stride), torch.arange(0, w, stride), indexing="ij")
-        return self._rays(torch.full((u.numel(),), view), u.reshape(-1), v.reshape(-1)), (u.shape[0], u.shape[1])
-
-    def _rays(self, view: Tensor, u: Tensor, v: Tensor) -> Rays:
-        """Rays through the centres of pixels (u, v), each (n,)."""
-        plane = self._plane(view, u, v)  # (n, 2)
-        blind = plane.isnan().any(-1)
-        looking = torch.nn.functional.pad(torch.where(blind[:, None], 0.0, plane), (0, 1), value=1.0)
-        directions = torch.einsum("nij,nj->ni", self._rotations[view], looking)
-        directions = directions / directions.norm(dim=-1, keepdim=True)
-        origins = self._origins[view]
-        t_near, t_far = intersect_box(origins, directions)
-        return Rays(origins, directions, t_near, torch.where(blind, t_near, t_far), view)
+        return self._viewpoints.rays(torch.full((u.numel(),), view), u.reshape(-1), v.reshape(-1)), (u.shape[0], u.shape[1])
 
     def _meets_box(self, view: int) -> np.ndarray:
         """Whether each pixel's ray meets the scene box, (h * w,) bool."""
@@ -115,7 +150,7 @@ class Scene:
 
     def _meet(self, view: int, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         flat = [torch.from_numpy(np.ascontiguousarray(x).reshape(-1)).long() for x in (u, v)]
-        rays = self._rays(torch.full((u.size,), view), *flat)
+        rays = self._viewpoints.rays(torch.full((u.size,), view), *flat)
         return (rays.t_far > rays.t_near).numpy().reshape(u.shape)
 
     def _pools(self) -> tuple[Pool, Pool]:

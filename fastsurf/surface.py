@@ -60,16 +60,16 @@ def march(rays: Rays, occupied: Tensor, step: float, backend: Backend, offset: T
 @torch.no_grad()
 def search(level_fn: LevelFn, rays: Rays, lattice: Tensor, count: Tensor, step: float, secant_steps: int) -> tuple[Tensor, Tensor]:
     """`Crossings.t` and `hit`: the lattice from front to back until a point lies inside, then secant steps."""
-    n, most = lattice.shape
-    t_in, level_in = torch.zeros(n), torch.zeros(n)  # the first point found inside, and the last one outside before it
-    t_out, level_out = rays.t_near.clone(), torch.full((n,), -torch.inf)
-    hit = torch.zeros(n, dtype=torch.bool)
+    (n, most), device = lattice.shape, lattice.device
+    t_in, level_in = torch.zeros(n, device=device), torch.zeros(n, device=device)  # the first point found inside, and the last one outside before it
+    t_out, level_out = rays.t_near.clone(), torch.full((n,), -torch.inf, device=device)
+    hit = torch.zeros(n, dtype=torch.bool, device=device)
     active = (count > 0).nonzero()[:, 0]
     for start in range(0, most, CHUNK):
         if len(active) == 0:
             break
         t = lattice[active, start : start + CHUNK]
-        real = torch.arange(start, start + t.shape[1]) < count[active, None]
+        real = torch.arange(start, start + t.shape[1], device=device) < count[active, None]
         points = rays[active].at(t)
         level = torch.full_like(t, -torch.inf)
         level[real] = level_fn(points[real])

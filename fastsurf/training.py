@@ -35,7 +35,7 @@ class Training:
         self.scene, self.model, self.backend = scene, model, backend
         self.config = model.config
         self.optimizer = Optimizer(model, self.config.train, backend)
-        self.generator = torch.Generator().manual_seed(self.config.train.seed)
+        self.generator = torch.Generator(backend.device).manual_seed(self.config.train.seed)
         self.step = 0
         self.seconds = 0.0  # of training
         self.squared_error = 1.0  # running mean, per channel
@@ -99,13 +99,16 @@ def _step(run: Training, progress: float) -> tuple[dict[str, float], float, floa
     target = on_background(batch, behind)
     losses = _losses(run, rendering, target, batch, found)
     total = torch.stack(list(losses.values())).sum()
-    if not torch.isfinite(total):
-        raise BackendError(f"training diverged at step {run.step}: loss {total.item()}; lower train.rate_grid, or use --backend reference")
     total.backward()  # type: ignore[no-untyped-call]
+    mse = ((rendering.rgb.detach() - target.detach()) ** 2).mean()
+    numbers = torch.stack([*losses.values(), mse, found.hit.float().mean()]).tolist()  # the one wait for the device
+    if not math.isfinite(sum(numbers)):
+        raise BackendError(
+            f"training diverged at step {run.step}: loss {sum(numbers[:-2])}; lower train.rate_grid, or use --backend reference"
+        )
     run.optimizer.step(progress)
-    mse = float(((rendering.rgb.detach() - target.detach()) ** 2).mean())
     count = len(batch.rays) * (config.sampling.front + config.sampling.interval)
-    return {name: float(value.detach()) for name, value in losses.items()}, mse, float(found.hit.float().mean()), count
+    return dict(zip(losses, numbers, strict=False)), numbers[-2], numbers[-1], count
 
 
 def _losses(run: Training, rendering: Rendering, target: Tensor, batch: Batch, found: Crossings) -> dict[str, Tensor]:
@@ -113,9 +116,10 @@ def _losses(run: Training, rendering: Rendering, target: Tensor, batch: Batch, f
     losses = {"color": weights.color * color_loss(rendering.rgb, target)}
     if batch.mask is not None and weights.mask > 0:
         losses["mask"] = weights.mask * mask_loss(rendering.opacity, batch.mask)
-    if weights.smooth > 0 and found.hit.any():
-        x = batch.rays.origins[found.hit] + found.t[found.hit, None] * batch.rays.directions[found.hit]
-        near = x + (torch.rand(len(x), 3, generator=run.generator) * 2.0 - 1.0) * weights.smooth_distance
+    hits = found.hit.nonzero()[:, 0] if weights.smooth > 0 else ()
+    if len(hits):
+        x = batch.rays.origins[hits] + found.t[hits, None] * batch.rays.directions[hits]
+        near = x + (torch.rand(len(x), 3, generator=run.generator, device=x.device) * 2.0 - 1.0) * weights.smooth_distance
         losses["smooth"] = weights.smooth * smooth_loss(run.model.sample(torch.cat([x, near])).normal)
     return losses
 
@@ -126,8 +130,8 @@ def background_color(model: Model, rays: Rays, generator: torch.Generator | None
         rgb: Tensor = model.background(rays, model.backend, generator)
         return rgb
     if model.background_kind == "random" and generator is not None:
-        return torch.rand(len(rays), 3, generator=generator)
-    return torch.full((len(rays), 3), 0.0 if model.background_kind == "black" else 1.0)
+        return torch.rand(len(rays), 3, generator=generator, device=rays.origins.device)
+    return rays.origins.new_full((len(rays), 3), 0.0 if model.background_kind == "black" else 1.0)
 
 
 def on_background(batch: Batch, behind: Tensor) -> Tensor:

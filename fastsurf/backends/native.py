@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ..compositing import weights_of
 from ..encoding import Level
 from ..errors import BackendError
 from ..rays import Rays
@@ -43,7 +44,7 @@ class NativeBackend:
     """The C++ kernels. Float32 on the CPU."""
 
     name = "native"
-    note = ""
+    device = torch.device("cpu")
 
     def __init__(self, threads: int = 0, instructions: str | None = None) -> None:
         """
@@ -54,6 +55,7 @@ class NativeBackend:
         Raises:
             BackendError: the library is missing, of another version, or its instructions don't run here.
         """
+        self.note = ""
         self._library = _load()
         known = [name for number, name in enumerate(SETS) if self._library.fastsurf_has(number)]
         if instructions is not None and instructions not in known:
@@ -122,6 +124,10 @@ class NativeBackend:
         field = (*_grid(tuple(levels), table), *_net(levels, *weights), prior_radius)
         self._call("first_crossing", *field, *bundle, n, _float(lattice), count.contiguous(), most, step, secant_steps, t, hit)
         return t, hit
+
+    def weights_of(self, alphas: Tensor) -> Tensor:
+        """See `Backend.weights_of`."""
+        return weights_of(alphas)
 
     def adam_(
         self, p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, rate: float, betas: tuple[float, float], eps: float

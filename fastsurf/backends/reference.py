@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..compositing import weights_of
 from ..encoding import PRIMES, Level
 from ..rays import Rays
 from ..surface import search
@@ -26,10 +27,12 @@ class ReferenceBackend:
 
     name = "reference"
 
-    detail = "PyTorch"
+    def __init__(self, note: str = "", device: torch.device | str = "cpu") -> None:
+        self.note, self.device = note, torch.device(device)
 
-    def __init__(self, note: str = "") -> None:
-        self.note = note
+    @property
+    def detail(self) -> str:
+        return "PyTorch" if self.device.type == "cpu" else f"PyTorch on {self.device}"
 
     def encode(self, x: Tensor, table: Tensor, levels: Sequence[Level]) -> Tensor:
         """See `Backend.encode`."""
@@ -115,6 +118,10 @@ class ReferenceBackend:
             return self.field_value((x * 0.5 + 0.5).clamp(0.0, 1.0), table, levels, weights) + (prior_radius - radius)
 
         return search(level, rays, lattice, count, step, secant_steps)
+
+    def weights_of(self, alphas: Tensor) -> Tensor:
+        """See `Backend.weights_of`."""
+        return weights_of(alphas)
 
     @torch.no_grad()
     def adam_(
