@@ -4,9 +4,11 @@
 the reference) and laid out the same on all: `table (n_entries, 2)` as in `encoding.py`, MLP weights `[out, in]` without biases.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..encoding import Level
@@ -17,12 +19,13 @@ from ..rays import Rays
 class Backend(Protocol):
     """What a machine has to offer. Names follow nerfacc and tiny-cuda-nn where those have one."""
 
-    name: str  # native, reference, cuda
+    name: str  # cuda, triton, native, reference
     note: str  # one line for the user, why a faster backend is not in use; mostly empty
+    device: torch.device  # where parameters, rays and everything between them live
 
     @property
     def detail(self) -> str:
-        """For people: "AVX2, 2 threads"."""
+        """For people: "AVX2, 2 threads", "NVIDIA H100, Triton 3.6.0, float32"."""
         ...
 
     def encode(self, x: Tensor, table: Tensor, levels: Sequence[Level]) -> Tensor:
@@ -83,6 +86,10 @@ class Backend(Protocol):
         """
         ...
 
+    def weights_of(self, alphas: Tensor) -> Tensor:
+        """`compositing.weights_of`: weights (n_rays, n_samples) of samples of these opacities. Differentiable once."""
+        ...
+
     def adam_(
         self, p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, rate: float, betas: tuple[float, float], eps: float
     ) -> None:
@@ -90,28 +97,75 @@ class Backend(Protocol):
         ...
 
 
-def choose_backend(name: str = "auto", threads: int = 0) -> Backend:
+@dataclass(frozen=True)
+class Found:
+    """A backend on this machine."""
+
+    name: str
+    usable: bool
+    detail: str  # what it runs on; if it can't be used, why not and what to do
+
+
+def choose_backend(name: str = "auto", threads: int = 0, precision: str = "exact") -> Backend:
     """The backend to use, chosen once and passed down.
 
     Args:
-        name: auto (the fastest that runs here; when that is not native, its `note` says why), native, cuda or reference.
+        name: auto (the first of cuda, triton, native and reference that runs here; its `note` says what is missing where that costs
+            speed), or one of them: cuda is tinycudann with nerfacc, triton our own kernels for the same GPUs.
         threads: of the native backend; 0 follows `torch.get_num_threads()`.
+        precision: exact (float32 throughout) or fast (matrix products take half inputs, on a GPU; a CPU has no use for it).
 
     Raises:
         BackendError: it can't run here; the message says why and what to do.
     """
-    from .native import NativeBackend
-    from .reference import ReferenceBackend
-
-    if name == "reference":
-        return ReferenceBackend()
-    if name == "native":
-        return NativeBackend(threads)
-    if name == "auto":
+    makers = _makers(threads, precision)
+    if name in makers:
+        return makers[name]()
+    if name != "auto":
+        raise BackendError(f"no backend {name!r}: want auto, {', '.join(makers)}")
+    missing = ""
+    for candidate in makers if torch.cuda.is_available() else ("native", "reference"):
         try:
-            return NativeBackend(threads)
+            backend = makers[candidate]()
         except BackendError as e:
-            return ReferenceBackend(note=f"slow PyTorch backend in use: {e}")
-    if name == "cuda":
-        raise BackendError("this version has no cuda backend: use --backend auto")
-    raise BackendError(f"no backend {name!r}: want auto, native, cuda or reference")
+            missing = str(e)
+            continue
+        if backend.name in ("native", "reference") and missing:
+            backend.note = f"a slower backend ({backend.name}) is in use: {missing}"
+        return backend
+    raise AssertionError("reference runs everywhere")
+
+
+def survey(threads: int = 0) -> list[Found]:
+    """Every backend and whether it can be used here, in the order in which auto tries them."""
+    found = []
+    for name, make in _makers(threads, "exact").items():
+        try:
+            found.append(Found(name, True, make().detail))
+        except BackendError as e:
+            found.append(Found(name, False, str(e)))
+    return found
+
+
+def _makers(threads: int, precision: str) -> dict[str, Callable[[], Backend]]:
+    def cuda() -> Backend:
+        from .cuda import CudaBackend
+
+        return CudaBackend(precision)
+
+    def triton() -> Backend:
+        from .triton import TritonBackend
+
+        return TritonBackend(precision)
+
+    def native() -> Backend:
+        from .native import NativeBackend
+
+        return NativeBackend(threads)
+
+    def reference() -> Backend:
+        from .reference import ReferenceBackend
+
+        return ReferenceBackend()
+
+    return {"cuda": cuda, "triton": triton, "native": native, "reference": reference}
