@@ -36,7 +36,7 @@ usage: fastsurf VERB ...        fastsurf SCENE -o mesh.ply  means  fastsurf reco
 
 Photographs with known cameras in, a solid coloured surface mesh out.
 
-  info SCENE                    what was found, and whether it can work
+  info SCENE                    what was found, and whether it can work; info --backends: what can compute here
   reconstruct SCENE -o FILE     the main job: photographs and cameras to a mesh
   mesh RUN -o FILE              the mesh again from a finished or running run, at any resolution
   render RUN --views orbit      colour, depth and normal pictures; orbit also as an animation
@@ -188,11 +188,14 @@ def _parse(verb: str, args: list[str]) -> Any:
     parsed, rest = tyro.cli(kind, prog=f"fastsurf {verb}", args=args, return_unknown_args=True, config=(tyro.conf.HelptextFromCommentsOff,))
     if rest:
         raise UsageError(f"{verb} can't do anything with {rest[0]!r}; see fastsurf {verb} --help")
+    o.check_choices(parsed)
     return parsed
 
 
 def info(o: "Info") -> int:
-    """`fastsurf info SCENE`."""
+    """`fastsurf info SCENE`, or `--backends` instead of a scene."""
+    if o.backends:
+        return _backends(o)
     from .config import load_config
     from .options import read_as
 
@@ -210,6 +213,22 @@ def info(o: "Info") -> int:
 
         print("\n".join(report_lines(facts)))
     return 0 if facts["usable"] else 3
+
+
+def _backends(o: "Info") -> int:
+    """`fastsurf info --backends`: in the order in which auto tries them."""
+    if o.scene is not None:
+        raise UsageError("info looks at a SCENE or at --backends: give one of them")
+    from .backends import choose_backend, survey
+
+    taken, found = choose_backend().name, survey()
+    if o.json:
+        print(json.dumps([{"name": f.name, "usable": f.usable, "auto": f.name == taken, "detail": f.detail} for f in found], indent=2))
+    else:
+        for f in found:
+            state = "auto takes it" if f.name == taken else "usable" if f.usable else "not here"
+            print(f"{f.name:<11}{state:<15}{' '.join(f.detail.split())}")
+    return 0
 
 
 def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:

@@ -3,13 +3,14 @@
 Only cli.py imports this, and only once a verb is known. `None` means that a flag was not given, so that it overrides nothing.
 """
 
+import difflib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from .config import Config, SceneConfig, load_config
+from .config import CHOICES, Config, SceneConfig, load_config
 from .errors import UsageError
 
 T = TypeVar("T")
@@ -24,8 +25,9 @@ Text = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Number = Annotated[float | None, arg(metavar="M", help_behavior_hint="")]
 Flag = Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")]
-Backends = Literal["auto", "native", "cuda", "reference"]
-BackendName = Annotated[Backends | None, arg(metavar="auto|native|cuda|reference", help_behavior_hint="")]
+BACKENDS, PRECISIONS = CHOICES["backend"], CHOICES["precision"]
+BackendName = Annotated[str | None, arg(metavar="|".join(BACKENDS), help_behavior_hint="")]
+PrecisionName = Annotated[str | None, arg(metavar="|".join(PRECISIONS), help_behavior_hint="")]
 Sets = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="SECTION.KEY=VALUE", help_behavior_hint="(repeatable)")]
 
 
@@ -58,7 +60,9 @@ class Settings:
     seed: Count = None
     """of everything random"""
     backend: BackendName = None
-    """what computes"""
+    """what computes: fastsurf info --backends shows what runs here"""
+    precision: PrecisionName = None
+    """of matrix products on a GPU: float32, or half inputs"""
     threads: Count = None
     """CPU threads; 0 takes all"""
 
@@ -74,6 +78,8 @@ class Info:
     """a preset or .toml file"""
     set: Sets = ()
     """any one setting, such as scene.radius=1.2"""
+    backends: Flag = False
+    """what can compute on this machine, and why the rest can't; no SCENE"""
     json: Flag = False
     """print it as JSON"""
 
@@ -186,6 +192,20 @@ def flags(kind: type) -> list[str]:
     return [flag for f in named for flag in (flags(nested[f.name]) if f.name in nested else [f"--{f.name}"])]
 
 
+def check_choices(chosen: object) -> None:
+    """Refuse words that are none of a flag's; the parser's own answer would fill the screen.
+
+    Raises:
+        UsageError: an unknown backend or precision.
+    """
+    chosen = getattr(chosen, "settings", chosen)
+    for name, choices in (("backend", BACKENDS), ("precision", PRECISIONS)):
+        value = getattr(chosen, name, None)
+        if value is not None and value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1)
+            raise UsageError(f"--{name} wants {', '.join(choices)}; found {value!r}" + (f": did you mean {near[0]}?" if near else ""))
+
+
 def configure(settings: Settings, photographs: Photographs | None = None, base: str | None = None) -> Config:
     """Defaults < `base` or --config < --set < flags.
 
@@ -210,6 +230,7 @@ def configure(settings: Settings, photographs: Photographs | None = None, base: 
         train=train,
         mesh=_given(config.mesh, resolution=settings.resolution),
         backend=settings.backend or config.backend,
+        precision=settings.precision or config.precision,
         threads=config.threads if settings.threads is None else settings.threads,
     )
 

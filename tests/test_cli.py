@@ -67,7 +67,7 @@ def test_each_verb_explains_itself(verb, capsys):
 
 
 def test_reconstruct_has_the_flags_of_the_manual():
-    wanted = "out config minutes steps backend resolution masks holdout seed threads run resume set json quiet format force"
+    wanted = "out config minutes steps backend precision resolution masks holdout seed threads run resume set json quiet format force"
     assert set(flags(Reconstruct)) == {f"--{name}" for name in wanted.split()}
 
 
@@ -103,6 +103,11 @@ def test_no_words_at_all_is_a_question(capsys):
     (["reconstruct", "x", "--set", "train.stepz=3"], "did you mean train.steps"),
     (["reconstruct", "x", "--set", "train.steps=many"], "want int or none, found 'many'"),
     (["reconstruct", "x", "--config", "nosuch"], "no configuration 'nosuch'"),
+    (["reconstruct", "x", "--backend", "foo"], "--backend wants auto, cuda, triton, native, reference; found 'foo'"),
+    (["mesh", "x", "-o", "m.ply", "--backend", "tritn"], "found 'tritn': did you mean triton?"),
+    (["demo", "--precision", "half"], "--precision wants exact, fast; found 'half'"),
+    (["info", "x", "--backends"], "give one of them"),
+    (["info", "--backend"], "info has no --backend; did you mean --backends?"),
     (["mesh"], "wants a RUN"),
     (["mesh", "x"], "wants -o FILE"),
     (["mesh", "x", "-o", "x.foo"], "want a file ending in .ply"),
@@ -222,6 +227,34 @@ def test_info_says_what_was_found(capsys, tiny_folder):
     code, out, err = run(capsys, "info", tiny_folder, "--json", "--holdout", "0", "--masks", "ignore")
     facts = json.loads(out)
     assert code == 0 and facts["images"] == 14 and facts["masks"] is None and facts["usable"] is True
+
+
+def test_info_says_what_can_compute_here(capsys, monkeypatch):
+    from fastsurf import backends
+    from fastsurf.backends import choose_backend
+
+    real = backends.survey()
+    code, out, err = run(capsys, "info", "--backends")
+    lines = out.splitlines()
+    assert code == 0 and err == "" and [line.split()[0] for line in lines] == [f.name for f in real]
+    assert [f.name for f, line in zip(real, lines, strict=True) if "auto takes it" in line] == [backends.choose_backend().name]
+    assert {f["name"]: f["usable"] for f in json.loads(run(capsys, "info", "--backends", "--json")[1])} == {f.name: f.usable for f in real}
+    known = [backends.Found("cuda", False, "no tinycudann:\n pip install it"), backends.Found("reference", True, "PyTorch")]
+    monkeypatch.setattr(backends, "survey", lambda: known)
+    monkeypatch.setattr(backends, "choose_backend", lambda: choose_backend("reference"))
+    assert run(capsys, "info", "--backends")[1].splitlines() == [
+        "cuda       not here       no tinycudann: pip install it", "reference  auto takes it  PyTorch"
+    ]
+    assert json.loads(run(capsys, "info", "--backends", "--json")[1])[1] == {
+        "name": "reference", "usable": True, "auto": True, "detail": "PyTorch"
+    }
+
+
+def test_flags_choose_backend_and_precision():
+    config = configure(Settings(set=("backend=native", "precision=fast")))
+    assert (config.backend, config.precision) == ("native", "fast")
+    config = configure(Settings(set=("backend=native", "precision=fast"), backend="triton", precision="exact"))
+    assert (config.backend, config.precision) == ("triton", "exact")
 
 
 @pytest.fixture(scope="module")
