@@ -426,7 +426,7 @@ def speed(backends: Backends, scene: Scene, log2_samples: Sequence[int], repeats
             runs[label] = Training(scene, Model(config, b, background_kind(scene, config)), b)
             if len(runs) == 1:
                 for state in train(runs[label]):
-                    if state.step >= warm_steps:
+                    if state.step >= warm_steps or late():
                         break
                 trained = runs[label].model.state_dict()
                 yield {"part": "speed", "phase": "trained", "by": label, "steps": state.step, "seconds": state.seconds, "psnr": state.psnr,
@@ -620,9 +620,10 @@ def profile(backends: Backends, scene: Scene, sets: Sequence[str] = (), steps: i
             busy = sum(getattr(e, key) for e in events) / steps / 1000
             kinds = (("launches", LAUNCHES), ("waits", WAITS))
             count = {name: sum(e.count for e in averages if e.key in keys) / steps for name, keys in kinds}
+            issuing = sum(e.self_cpu_time_total for e in averages if e not in on_gpu and e.key not in WAITS) / steps / 1000
             top = sorted(events, key=lambda e: -getattr(e, key))[:25]
             yield {
-                "part": "profile", "by": label, "rays": config.train.rays, "wall_ms": wall, "busy_ms": busy, **count,
+                "part": "profile", "by": label, "rays": config.train.rays, "wall_ms": wall, "busy_ms": busy, "cpu_ms": issuing, **count,
                 "top": [{"name": e.key, "ms": getattr(e, key) / steps / 1000, "calls": e.count / steps} for e in top],
             }  # fmt: skip
         except Exception as e:
@@ -670,19 +671,19 @@ def lines(row: Row) -> list[str]:
     """A row of the report for people."""
     match row["part"]:
         case "parity" if "results" in row:
-            text = f"{row['check']:<20}{row['quantity']:<31}"
-            return [text + "  ".join(f"{label} {said(r)}" for label, r in row.get("results", {}).items())]
+            return [f"{row['check']:<20}{row['quantity']:<31}" + "  ".join(f"{label} {said(r)}" for label, r in row["results"].items())]
         case "trips" if "to" in row:
             parts = "  ".join(f"{k} {said(row[k])}" for k in ("level", "mesh", "picture", "resumed") if k in row)
             return [f"{row['from']:<13} -> {row['to']:<13} {passed(row)}  {parts}{row.get('reason', '')}"]
-        case "speed" if row["phase"] == "machine":
-            return ["machine: " + ", ".join(f"{k} {v:.1f}" for k, v in row.items() if isinstance(v, float))]
+        case "speed" if "copy_gb_s" in row:
+            return ["machine: " + ", ".join(f"{k} {v:.3g}" for k, v in row.items() if isinstance(v, float))]
         case "speed" if "ms" in row:
             return speed_lines(row)
         case "profile" if "top" in row:
-            head = f"{row['by']}: {row['rays']} rays a step, {row['wall_ms']:.2f} ms a step, {row['busy_ms']:.2f} ms of it busy; "
+            head = f"{row['by']}: {row['rays']} rays a step, {row['wall_ms']:.2f} ms a step, {row['busy_ms']:.2f} ms of it busy, "
             top = [f"  {e['ms']:8.3f} ms {e['calls']:6.1f} calls  {e['name'][:90]}" for e in row["top"]]
-            return [head + f"{row['launches']:.0f} launches, {row['waits']:.0f} waits a step", *top]
+            calls = f"{row['launches']:.0f} launches, {row['waits']:.0f} waits a step"
+            return [head + f"{row['cpu_ms']:.2f} ms of the CPU under the profiler; {calls}", *top]
         case "scene" if "score" in row:
             s, phases = row["score"], " ".join(f"{k} {v:.1f}" for k, v in row["phases_s"].items())
             score = f"F 0.5 % {s['f_score_05']:.3f}, F 1 % {s['f_score']:.3f}, chamfer {s['chamfer_pct']:.3f} %"
@@ -704,7 +705,8 @@ def speed_lines(row: Row) -> list[str]:
             ("samples evaluated with normals, M/s", {k: row["evaluated"][k] / ms / 1e3 for k, ms in row["ms"].items()}, ".2f"),
             ("peak memory, MiB", {k: m for k, m in row["memory"].items() if m is not None}, ".0f"),
         ):
-            found.append(f"  {name:<42}" + columns([format(values[k], shape) if k in values else "" for k in labels]))
+            if values:
+                found.append(f"  {name:<42}" + columns([format(values[k], shape) if k in values else "" for k in labels]))
     pairs = {p: (f"triton {p}", f"cuda {p}") for p in ("exact", "fast")}
     ratios = {p: row["ms"][a] / row["ms"][b] for p, (a, b) in pairs.items() if a in row["ms"] and b in row["ms"]}
     if ratios and row["phase"] in ("step", "field + backward"):
@@ -720,9 +722,10 @@ def said(result: Row) -> str:
     if "reason" in result:
         return f"FAIL ({result['reason']})"
     if "losses" in result:
-        return passed(result)
-    most = f"/{result['tolerance']:.0e} {passed(result)}" if "tolerance" in result else ""
-    return f"{result['error']:.1e}{most}"
+        return "ok" if result["ok"] else "FAIL"
+    if "tolerance" not in result:
+        return f"{result['error']:.1e}"
+    return f"{result['error']:.1e} {'<=' if result['ok'] else '> FAIL'} {result['tolerance']:.0e}"
 
 
 def passed(row: Row) -> str:
@@ -836,7 +839,10 @@ def run_part(args: argparse.Namespace) -> int:
             backends["torch"] = ReferenceBackend(device=device)
         scene = load_scene(args.scene)
         sizes = [int(k) for k in args.samples.split(",")]
-        found = speed(backends, scene, sizes, args.repeats, late=late) if args.part == "speed" else profile(backends, scene, late=late)
+        if args.part == "speed":
+            found = speed(backends, scene, sizes, args.repeats, sets=args.set, late=late)
+        else:
+            found = profile(backends, scene, args.set, late=late)
     for row in found:
         tell(row)
     return 0
@@ -848,7 +854,7 @@ def started(part: str, backends: Sequence[str], seconds: float, folder: Path, sc
     report.parent.mkdir()
     command = [sys.executable, __file__, "--part", part, "--backends", ",".join(backends), "--json", str(report), "--scene", str(scene),
                "--seconds", str(seconds), "--points", str(args.points), "--seeds", str(args.seeds), "--samples", args.samples,
-               "--repeats", str(args.repeats)]  # fmt: skip
+               "--repeats", str(args.repeats), *[word for setting in args.set for word in ("--set", setting)]]  # fmt: skip
     what = None
     try:
         code = subprocess.run(command, env=environment(), timeout=seconds + 30).returncode
@@ -881,10 +887,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="A,B", help="of the parts parity, trips, speed, profile, scene")
     parser.add_argument("--points", type=int, default=4096, help="of the parity checks")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", default=",".join(map(str, SAMPLES)), help="log2 of samples a step, in the order of timing")
+    parser.add_argument("--samples", help="log2 of samples a step, in the order of timing")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--scene", metavar="DIR", help="a scene as demo_scene.py makes it; made in a temporary folder if not given")
     parser.add_argument("--scene-options", default="--minutes 0.4 --resolution 384", help="of fastsurf reconstruct")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for speed and profile: train.rays=8192")
     parser.add_argument("--seconds", type=float, default=450.0, help="when to stop beginning things")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -900,8 +907,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = ["parity", "speed"] if args.quick else ["parity", "trips", "speed", "profile", "scene"]
     left_out = {part for part, out in (("profile", not args.profile), ("scene", args.skip_scene)) if out}
     parts = args.only.split(",") if args.only else [part for part in parts if part not in left_out]
-    if args.quick:
-        args.samples = "18"
+    args.samples = args.samples or ("18" if args.quick else ",".join(map(str, SAMPLES)))
     about = machine()
     report: Row = {"machine": about, "survey": [dataclasses.asdict(f) for f in survey()], "rows": [], "seconds": {}}
     print(", ".join(f"{k} {v}" for k, v in about.items() if v is not None))
