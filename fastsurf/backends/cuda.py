@@ -60,7 +60,7 @@ class CudaBackend:
         return f"{torch.cuda.get_device_name(self.device)}, tinycudann and nerfacc, {precision}"
 
     def encode(self, x: Tensor, table: Tensor, levels: Sequence[Level]) -> Tensor:
-        """See `Backend.encode`."""
+        """See `Backend.encode`. tiny-cuda-nn has no derivatives of the table's gradient: those are missing here."""
         if not len(x):
             return self._others.encode(x, table, levels)
         h: Tensor = torch.func.functional_call(_encoding(self._tcnn, tuple(levels)), {"params": table.reshape(-1)}, (x,))
@@ -194,7 +194,9 @@ def _tinycudann() -> Any:
 
 def _nerfacc() -> Any:
     try:
-        import nerfacc
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its docstrings', when Python compiles them
+            import nerfacc
     except (ImportError, OSError) as e:
         raise BackendError(f"nerfacc is missing ({_line(e)}): {INSTALL_NERFACC}; {INSTEAD}") from None
     return nerfacc
