@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -291,8 +292,7 @@ def parity(backends: Backends, points: int, seeds: int, late: Callable[[], bool]
                     error = max(relative_error(f[q], t[q]) for f, t in zip(found, truths, strict=True))
                     rows[q]["results"][label] = verdict(error, None if label == "float32" else tolerance(name, q, label))
             except Exception as e:
-                for row in rows.values():
-                    row["results"][label] = {"ok": False, "reason": one_line(e)}
+                next(iter(rows.values()))["results"][label] = failure(e)
         yield from rows.values()
     for name, counted in COUNTED.items():
         if late():
@@ -308,7 +308,7 @@ def parity(backends: Backends, points: int, seeds: int, late: Callable[[], bool]
                         row["results"][label] = verdict(max(error, before["error"]), most)
             except Exception as e:
                 row = rows.setdefault("", {"part": "parity", "check": name, "quantity": "", "results": {}})
-                row["results"][label] = {"ok": False, "reason": one_line(e)}
+                row["results"][label] = failure(e)
         yield from rows.values()
 
 
@@ -344,7 +344,7 @@ def trips(backends: Backends, scene: Scene, folder: Path, sets: Sequence[str] = 
 
     config = fit_to(scene, load_config(None, sets))
     x = torch.rand(10_000, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    rays, _ = scene.rays(scene.train[0], stride=4)
+    rays, _ = scene.rays(scene.train[0], stride=max(1, scene.images[scene.train[0]].shape[0] // 32))
 
     def look(model: Model) -> tuple[Tensor, np.ndarray, Tensor]:
         level = model.level(x.to(model.backend.device)).cpu().double()
@@ -359,16 +359,19 @@ def trips(backends: Backends, scene: Scene, folder: Path, sets: Sequence[str] = 
         try:
             run = Training(scene, Model(config, backends[trainer], background_kind(scene, config)), backends[trainer])
             for state in train(run):
-                if state.step >= steps:
+                if state.step >= steps or late():
                     break
             save_checkpoint(path, run)
             run.model.set_progress(run.progress())
             level, vertices, picture = look(run.model)
             moments = {name: m.cpu() for name, m in run.optimizer.tensors().items()}
         except Exception as e:
-            yield trouble("trips", trainer, one_line(e))
+            yield trouble("trips", trainer) | failure(e)
             continue
         for label, b in backends.items():
+            if late():
+                yield trouble("trips", f"{trainer} to {label}", "not checked: no time left")
+                continue
             row: Row = {"part": "trips", "from": trainer, "to": label}
             try:
                 header = read_header(path)
@@ -387,7 +390,7 @@ def trips(backends: Backends, scene: Scene, folder: Path, sets: Sequence[str] = 
                 row["resumed"] = {"losses": losses, "ok": same and len(losses) == 3 and max(losses) < 3 * state.loss}
                 row["ok"] = all(row[k]["ok"] for k in ("level", "mesh", "picture", "resumed"))
             except Exception as e:
-                row |= {"ok": False, "reason": one_line(e)}
+                row |= failure(e)
             yield row
 
 
@@ -435,7 +438,7 @@ def speed(backends: Backends, scene: Scene, log2_samples: Sequence[int], repeats
                 runs[label].model.load_state_dict(trained)
         except Exception as e:
             runs.pop(label, None)
-            yield trouble("speed", label, one_line(e))
+            yield trouble("speed", label) | failure(e)
     per_ray = config.sampling.front + config.sampling.interval
     for log2 in log2_samples:
         if late():
@@ -458,8 +461,8 @@ def speed(backends: Backends, scene: Scene, log2_samples: Sequence[int], repeats
                     timed(jobs[label], device)
                 except Exception as e:
                     jobs.pop(label, None)
-                    row["reasons"][label] = one_line(e)
-                    row["ok"] = False
+                    row |= failure(e)
+                    row["reasons"][label] = row.pop("reason")
             inner = 1 if phase in ("step", "grid update") else INNER
             for _ in range(repeats):
                 for label, work in jobs.items():
@@ -627,7 +630,7 @@ def profile(backends: Backends, scene: Scene, sets: Sequence[str] = (), steps: i
                 "top": [{"name": e.key, "ms": getattr(e, key) / steps / 1000, "calls": e.count / steps} for e in top],
             }  # fmt: skip
         except Exception as e:
-            yield trouble("profile", label, one_line(e))
+            yield trouble("profile", label) | failure(e)
 
 
 # ---- the demo scene, from command to file
@@ -659,7 +662,7 @@ def scenes(names: Sequence[tuple[str, str]], folder: Path, out: Path, words: Seq
             row |= {"steps": final["step"], "psnr": final["psnr"], "samples_per_second": final["samples_per_second"]}
             row["score"] = score_mesh(read_mesh(mesh), truth, views)
         except Exception as e:
-            row |= {"ok": False, "reason": one_line(e)}
+            row |= failure(e)
         last = time.monotonic() - began
         yield row
 
@@ -689,7 +692,7 @@ def lines(row: Row) -> list[str]:
             score = f"F 0.5 % {s['f_score_05']:.3f}, F 1 % {s['f_score']:.3f}, chamfer {s['chamfer_pct']:.3f} %"
             return [f"{row['by']:<13} {row['wall_s']:.1f} s ({phases}), {row['steps']} steps, {row['psnr']:.1f} dB, {score}, "
                     f"normals {s['normal_error_deg']:.1f} deg"]  # fmt: skip
-    told = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k not in ("part", "ok"))
+    told = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k not in ("part", "ok", "trace"))
     return [f"{passed(row)}  {told}"]
 
 
@@ -741,7 +744,12 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:300]
 
 
-def trouble(part: str, what: str, reason: str) -> Row:
+def failure(error: BaseException) -> Row:
+    """What is kept of an exception: a line to print, and where it came from for the report alone."""
+    return {"ok": False, "reason": one_line(error), "trace": traceback.format_exception(error)[-4:]}
+
+
+def trouble(part: str, what: str, reason: str = "") -> Row:
     """A check that could not be made."""
     return {"part": part, "what": what, "ok": False, "reason": reason}
 
@@ -816,7 +824,7 @@ def run_part(args: argparse.Namespace) -> int:
             try:
                 b = choose_backend(name, precision=precision)
             except Exception as e:
-                tell(trouble(args.part, f"{name} {precision}", one_line(e)))
+                tell(trouble(args.part, f"{name} {precision}") | failure(e))
                 continue
             if precision == "exact" or b.device.type == "cuda":
                 backends[f"{name} {precision}"] = b
