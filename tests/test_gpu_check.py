@@ -168,7 +168,8 @@ def test_the_report_is_written_and_what_ends_early_fails(tool, tmp_path, capfd):
 
 def test_scenes_are_made_by_the_command_and_scored(tool, tiny_folder, tmp_path):
     words = " ".join(f"--set {s}" for s in (*SMALL, "train.steps=10")).split()
-    rows = list(tool.scenes([(choose_backend("auto").name, "exact"), ("tpu", "exact")], tiny_folder, tmp_path, words, time.monotonic() + 300))
+    names = [(choose_backend("auto").name, "exact"), ("tpu", "exact")]
+    rows = list(tool.scenes(names, tiny_folder, tmp_path, words, time.monotonic() + 300))
     assert rows[0]["steps"] == 10 and set(rows[0]["phases_s"]) == {"read", "train", "mesh"}
     assert rows[0]["wall_s"] > sum(rows[0]["phases_s"].values()) > 0
     assert 0 < rows[0]["score"]["f_score"] < 1 and "F 1 %" in tool.lines(rows[0])[0]
