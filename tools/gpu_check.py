@@ -38,7 +38,6 @@ from fastsurf.backends import Backend, choose_backend, survey
 from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.checkpoint import load_model, read_header, resume, save_checkpoint
 from fastsurf.config import load_config
-from fastsurf.demo_scene import make_scene
 from fastsurf.encoding import entries, growth, level_table, stable_finest
 from fastsurf.formats import load
 from fastsurf.meshio import read_mesh
@@ -423,7 +422,7 @@ def speed(backends: Backends, scene: Scene, log2_samples: Sequence[int], repeats
     device = next(iter(backends.values())).device
     yield {"part": "speed", "phase": "machine", **limits(device)}
     config = fit_to(scene, load_config(None, [f"train.steps={WHOLE}", *sets]))
-    runs, broken = {}, {}
+    runs: dict[str, Training] = {}
     for label, b in backends.items():
         try:
             runs[label] = Training(scene, Model(config, b, background_kind(scene, config)), b)
@@ -447,7 +446,7 @@ def speed(backends: Backends, scene: Scene, log2_samples: Sequence[int], repeats
         n_rays = (1 << log2) // per_ray
         for run in runs.values():
             run.config = replace(config, train=replace(config.train, rays=n_rays))
-        racing = {label: r for label, r in runs.items() if label not in broken and not (label.startswith("torch") and log2 > TORCH_MOST)}
+        racing = {label: r for label, r in runs.items() if label != "torch" or log2 <= TORCH_MOST}
         for phase in PHASES:
             row: Row = {"part": "speed", "phase": phase, "samples": n_rays * per_ray, "rays": n_rays, "ms": {}, "reasons": {}}
             jobs, times = {}, {}
@@ -467,7 +466,7 @@ def speed(backends: Backends, scene: Scene, log2_samples: Sequence[int], repeats
             for _ in range(repeats):
                 for label, work in jobs.items():
                     times.setdefault(label, []).append(timed(work, device, inner))
-                if late() and len(times[next(iter(times))]) >= 3:
+                if late() and all(len(t) >= 3 for t in times.values()):
                     break
             row["ms"] = {label: statistics.median(t) for label, t in times.items()}
             row["repeats"] = min((len(t) for t in times.values()), default=0)
@@ -934,21 +933,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder, scene = Path(temporary), Path(args.scene) if args.scene else Path(temporary) / "scene"
-        if not args.scene and set(parts) - {"parity"}:
-            began = time.monotonic()
-            make_scene(scene, **(dict(views=16, test=0, size=160) if args.quick else {}))
-            keep("demo scene", began)
+        making = None
+        if not args.scene and set(parts) - {"parity"}:  # while parity is checked
+            few = ["--views", "16", "--test", "0", "--size", "160"] if args.quick else []
+            making = subprocess.Popen([sys.executable, str(Path(__file__).with_name("make_scene.py")), str(scene), *few], env=environment())
         for part, groups, seconds in (
             ("parity", [[name] for name in names], 100.0), ("trips", [names], 70.0), ("speed", [names], 110.0), ("profile", [names], 50.0)
         ):  # fmt: skip
             if part in parts:
                 began = time.monotonic()
+                if making is not None and part != "parity":
+                    making.wait()
                 print(f"\n---- {part}", flush=True)
                 for group in groups:
                     rows += started(part, group, left(seconds), folder, scene, args)
                     keep(part, began)
         if "scene" in parts:
             began = time.monotonic()
+            if making is not None:
+                making.wait()
             print(f"\n---- scene: fastsurf reconstruct {args.scene_options}", flush=True)
             on_gpu = any(name in CUDA_BACKENDS for name in names)
             for row in scenes([(n, p) for p in (("exact", "fast") if on_gpu else ("exact",)) for n in names], scene, folder,
