@@ -24,6 +24,11 @@ BOX_DIAGONAL = 2 * 3**0.5
 HIDDEN_CHUNK = 64  # hidden units of the field that are in registers together
 FUSED_LAYERS, FUSED_WEIGHTS = 4, 1 << 14  # of the fused MLP at most; its weights' gradients are summed in registers
 PROGRAMS_PER_SM = 2  # that sum weight gradients
+# Points a program has in registers and its warps, by precision: those with the fewest spills that ptxas reports for sm_90.
+LAUNCH = {
+    "ieee": {"field": (32, 4), "field_backward": (32, 8), "mlp": (64, 8), "mlp_backward": (32, 8)},
+    "half": {"field": (64, 8), "field_backward": (32, 4), "mlp": (64, 4), "mlp_backward": (32, 8)},
+}
 INTERPRETER_SMS = 2
 
 
@@ -216,13 +221,13 @@ class _Field(Function):
     def forward(
         ctx: Any, backend: TritonBackend, levels: Sequence[Level], x: Tensor, table: Tensor, first: Tensor, second: Tensor
     ) -> tuple[Tensor, Tensor]:
-        x, n, outputs, block = backend._points(x), len(x), len(second), 32
+        x, n, outputs, (block, warps) = backend._points(x), len(x), len(second), LAUNCH[backend._product]["field"]
         arguments, sizes = backend._field(table, levels, (first, second))
         sizes |= {"OUT": outputs, "OP": _padded(outputs)}
         out, gradient = torch.empty(n, outputs, device=x.device), torch.empty(n, 3, device=x.device)
         if n:
             backend._kernels.field[(_blocks(n, block),)](
-                x, *arguments, out, gradient, n, **sizes, PRECISION=backend._product, BLOCK=block, num_warps=4, num_stages=1
+                x, *arguments, out, gradient, n, **sizes, PRECISION=backend._product, BLOCK=block, num_warps=warps, num_stages=1
             )
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(x, *arguments)
@@ -236,7 +241,7 @@ class _Field(Function):
         if d_out is None and d_gradient is None:
             return (None,) * 6
         x, table, levels, first, second = ctx.saved_tensors
-        backend, n, block = ctx.backend, len(x), 32
+        backend, n, (block, warps) = ctx.backend, len(x), LAUNCH[ctx.backend._product]["field_backward"]
         _, _, _, to_table, *to_weights = ctx.needs_input_grad
         tiles = _blocks(n, block)
         programs = min(tiles, backend._programs)
@@ -247,7 +252,7 @@ class _Field(Function):
                 x, table, levels, first, second,
                 *(x if a is None else backend._float(a) for a in (d_out, d_gradient, d_table, partial)), n, tiles,
                 FIRST=d_out is not None, SECOND=d_gradient is not None, TO_TABLE=to_table, TO_WEIGHTS=partial is not None,
-                **ctx.sizes, PRECISION=backend._product, BLOCK=block, num_warps=8, num_stages=1,
+                **ctx.sizes, PRECISION=backend._product, BLOCK=block, num_warps=warps, num_stages=1,
             )  # fmt: skip
         return None, None, None, d_table, *_summed(partial, (first, second))
 
@@ -255,11 +260,12 @@ class _Field(Function):
 class _Mlp(Function):
     @staticmethod
     def forward(ctx: Any, backend: TritonBackend, widths: tuple[int, ...], x: Tensor, *weights: Tensor) -> Tensor:
-        x, matrices, n, block = backend._float(x), tuple(backend._float(w) for w in weights), len(x), 64
+        x, matrices, n = backend._float(x), tuple(backend._float(w) for w in weights), len(x)
+        block, warps = LAUNCH[backend._product]["mlp"]
         sizes = {"WIDTHS": widths, "PADDED": tuple(_padded(w) for w in widths), "PRECISION": backend._product}
         y = torch.empty(n, widths[-1], device=x.device)
         if n:
-            backend._kernels.mlp[(_blocks(n, block),)](x, matrices, y, n, **sizes, BLOCK=block, num_warps=4, num_stages=1)
+            backend._kernels.mlp[(_blocks(n, block),)](x, matrices, y, n, **sizes, BLOCK=block, num_warps=warps, num_stages=1)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(x, *matrices)
         ctx.backend, ctx.sizes = backend, sizes
@@ -269,7 +275,7 @@ class _Mlp(Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        backend, n, block = ctx.backend, len(x), 64
+        backend, n, (block, warps) = ctx.backend, len(x), LAUNCH[ctx.backend._product]["mlp_backward"]
         _, _, to_x, *to_weights = ctx.needs_input_grad
         tiles, size = _blocks(n, block), sum(w.numel() for w in weights)
         programs = min(tiles, backend._programs)
@@ -278,7 +284,7 @@ class _Mlp(Function):
         if n:
             backend._kernels.mlp_backward[(programs,)](
                 x, tuple(weights), backend._float(dy), x if dx is None else dx, x if partial is None else partial, n, tiles,
-                SIZE=size, TO_X=to_x, TO_WEIGHTS=partial is not None, **ctx.sizes, BLOCK=block, num_warps=8, num_stages=1,
+                SIZE=size, TO_X=to_x, TO_WEIGHTS=partial is not None, **ctx.sizes, BLOCK=block, num_warps=warps, num_stages=1,
             )  # fmt: skip
         return None, None, dx, *_summed(partial, weights)
 

@@ -471,6 +471,11 @@ def _load_rows(x, row, inside, WIDTH: tl.constexpr, WP: tl.constexpr):
 
 
 @triton.jit
+def _zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.zeros([ROWS, COLUMNS], tl.float32)
+
+
+@triton.jit
 def _store_rows(x, row, inside, values, WIDTH: tl.constexpr, WP: tl.constexpr):
     column = tl.arange(0, WP)[None, :]
     tl.store(x + row[:, None] * WIDTH + column, values, mask=inside[:, None] & (column < WIDTH))
@@ -500,7 +505,7 @@ def mlp_backward(
     program, programs = tl.program_id(0), tl.num_programs(0)
     sums = ()
     for i in tl.static_range(LAST):
-        sums = sums + (tl.zeros([PADDED[i + 1], PADDED[i]], tl.float32),)
+        sums = sums + (_zeros(PADDED[i + 1], PADDED[i]),)
     for tile in range(program, tiles, programs):
         row, inside = _rows(n, BLOCK, tile)
         h = _load_rows(x, row, inside, WIDTHS[0], PADDED[0])
@@ -515,8 +520,7 @@ def mlp_backward(
             largest = tl.max(tl.max(tl.abs(d), 1), 0)
             scale = tl.where(largest > 0.0, largest, 1.0)
             d = d / scale
-        for j in tl.static_range(LAST):
-            i: tl.constexpr = LAST - 1 - j
+        for i in tl.static_range(LAST - 1, -1, -1):
             if TO_WEIGHTS:
                 more = _add_dot(sums[i], tl.trans(d), kept[i], scale, PRECISION)
                 sums = sums[:i] + (more,) + sums[i + 1 :]
