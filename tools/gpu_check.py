@@ -55,6 +55,7 @@ from fastsurf.training import Training, train
 
 PACKAGE = Path(fastsurf.__file__).parents[1]
 CUDA_BACKENDS = ("triton", "cuda")
+PARTS = ("parity", "trips", "speed", "profile", "scene")
 Row = dict[str, Any]  # one result, as it stands in the report; "ok" is False where a check failed
 Backends = Mapping[str, Backend]  # by label: "triton exact"
 
@@ -891,7 +892,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--skip-scene", action="store_true", help="no reconstruction of the demo scene")
     parser.add_argument("--profile", action="store_true", help="also where a step's time goes")
     parser.add_argument("--backends", metavar="A,B", help="those to check; all usable of triton,cuda if not given")
-    parser.add_argument("--only", metavar="A,B", help="of the parts parity, trips, speed, profile, scene")
+    parser.add_argument("--only", metavar="A,B", help=f"some of {','.join(PARTS)}")
     parser.add_argument("--points", type=int, default=4096, help="of the parity checks")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", help="log2 of samples a step, in the order of timing")
@@ -911,9 +912,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         wants = "gpu_check wants a GPU that a CUDA backend can use"
         print(f"{wants}; found {'; '.join(missing)}" + ("" if args.backends else " (--backends native,reference tries the tool on a CPU)"))
         return 1
-    parts = ["parity", "speed"] if args.quick else ["parity", "trips", "speed", "profile", "scene"]
+    parts = ["parity", "speed"] if args.quick else list(PARTS)
     left_out = {part for part, out in (("profile", not args.profile), ("scene", args.skip_scene)) if out}
     parts = args.only.split(",") if args.only else [part for part in parts if part not in left_out]
+    if not set(parts) <= set(PARTS):
+        parser.error(f"--only wants some of {','.join(PARTS)}; found {args.only}")
     args.samples = args.samples or ("18" if args.quick else ",".join(map(str, SAMPLES)))
     about = machine()
     report: Row = {"machine": about, "survey": [dataclasses.asdict(f) for f in survey()], "rows": [], "seconds": {}}
