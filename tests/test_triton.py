@@ -1,4 +1,4 @@
-"""The Triton kernels against the reference in float64, on a GPU or in Triton's interpreter, and their compilation for GPUs that aren't here.
+"""The Triton kernels against the reference in float64, on a GPU or in Triton's interpreter, and compiled for GPUs that aren't here.
 
 Tests of values take the fixture `backend`: they run on a GPU where there is one. Where there is none, one test runs all of them again in
 a second process with TRITON_INTERPRET=1, which Triton reads when it is imported.
@@ -29,21 +29,30 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 REFERENCE = ReferenceBackend()
 SCALE = 1 if INTERPRETED else 50  # sizes on a GPU, where what differs between many programs counts
+RAYS = 16 if INTERPRETED else 2000
 TOLERANCE = {"exact": 1e-5, "fast": 5e-3}  # relative error of each result's norm
+compiles = pytest.mark.skipif(INTERPRETED or not INSTALLED, reason="Triton is not installed, or interprets")
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|overflow):RuntimeWarning")  # NumPy's, in the interpreter
 
 
 def repair_interpreter() -> None:
-    """Triton 3.6 holds scalars as arrays of one element, which NumPy from 2.4 on doesn't make an int of."""
+    """Two faults of Triton 3.6's: its scalars are arrays of one element, which NumPy from 2.4 on makes no int of; and each call of a
+    function within a kernel wraps the language once more, which costs two milliseconds, and more each time."""
     from triton.runtime import interpreter
 
-    patch = interpreter._patch_lang_tensor
+    patch, patched = interpreter._patch_lang_tensor, set()
 
-    def patch_and_repair(tensor, scope):
+    def patch_tensor(tensor, scope):
         patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
-    interpreter._patch_lang_tensor = patch_and_repair
+    def call(self, *args, **kwargs):
+        if self.fn.__module__ not in patched:
+            patched.add(self.fn.__module__)
+            interpreter._patch_lang(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter._patch_lang_tensor, interpreter.InterpretedFunction.__call__ = patch_tensor, call
 
 
 if INTERPRETED and INSTALLED:
@@ -70,14 +79,6 @@ def either(request) -> TritonBackend:
 
 def to(device, a):
     return a.detach().to(device).requires_grad_(a.requires_grad)
-
-
-@pytest.mark.skipif(INTERPRETED, reason="is the second process")
-@pytest.mark.skipif(not INSTALLED, reason="Triton is not installed (it exists for Linux)")
-def test_values_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not ahead_of_time", __file__]
-    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=600)
-    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
 
 
 # ---- values
@@ -225,7 +226,7 @@ def crossings(backend, bumps: Bumps, secant_steps: int = 8):
 
 @pytest.mark.parametrize("share, secant_steps", [(0.3, 8), (1.0, 8), (0.3, 1), (0.3, 0)])
 def test_first_crossings_are_those_of_the_general_search(backend, share, secant_steps):
-    bumps = Bumps(30 * SCALE, share=share)
+    bumps = Bumps(RAYS, share=share)
     t, hit = crossings(backend, bumps, secant_steps)
     wanted_t, wanted_hit = search(bumps.level, bumps.rays, *bumps.lattice, bumps.step, secant_steps)
     assert (hit != wanted_hit).sum() <= len(hit) // 500 and 0.1 < hit.float().mean() < 0.9  # a level that is but rounding has any sign
@@ -237,7 +238,7 @@ def test_first_crossings_are_those_of_the_general_search(backend, share, secant_
 
 
 def test_first_crossings_of_a_ball_are_exact(backend):
-    bumps = Bumps(30 * SCALE, share=1.0)
+    bumps = Bumps(RAYS, share=1.0)
     bumps.field[0].zero_()
     t, hit = crossings(backend, bumps)
     o, d = bumps.rays.origins, bumps.rays.directions
@@ -257,7 +258,7 @@ def test_rays_without_a_crossing(backend):
 
 
 def test_rays_that_are_not_finite_cross_nothing_and_stay_alone(backend):
-    bumps = Bumps(30 * SCALE)
+    bumps = Bumps(RAYS)
     t, hit = crossings(backend, bumps)
     bumps.rays.origins[::7], bumps.rays.directions[3::7] = math.nan, math.inf
     broken = torch.isin(torch.arange(len(t)) % 7, torch.tensor([0, 3]))
@@ -379,18 +380,18 @@ COLOR = {"WIDTHS": (48, 64, 64, 16), "PADDED": (64, 64, 64, 16)}
 INTS = {"n", "tiles", "cells", "most", "samples", "secant_steps"}
 FLOATS = {"step", "prior_radius", "rate", "beta1", "beta2", "eps", "root"}
 POINTERS = {"levels": "*i32", "count": "*i64", "occupied": "*i8", "hit": "*i8"}
-ALWAYS_EXACT = {  # kernel: (sizes, warps)
+WITHOUT_PRODUCTS = {  # kernel: (sizes, warps)
     "encode": (GRID, 4), "encode_slope": (GRID, 4), "encode_bend": (GRID, 4), "scatter": ({**GRID, "SECOND": True}, 4),
-    "field_value": ({**NET, "PRECISION": "ieee", "BLOCK": 64}, 4), "occupied_steps": ({"CHUNK": 128}, 1),
-    "bracket": ({**NET, "PRECISION": "ieee", "RAYS": 4, "AHEAD": 8}, 4), "refine": ({**NET, "PRECISION": "ieee", "RAYS": 16}, 2),
+    "occupied_steps": ({"CHUNK": 128}, 1),
     "weights_of": ({"RAYS": 32, "SP": 32}, 4), "weights_of_backward": ({"RAYS": 32, "SP": 32}, 4), "adam": ({"BLOCK": 1024}, 4),
 }  # fmt: skip
-BY_PRECISION = {
+PRODUCTS = {
+    "field_value": NET, "bracket": NET, "refine": NET,
     "field": {**NET, "OUT": 16, "OP": 16},
     "field_backward": {**NET, "OUT": 16, "OP": 16, "FIRST": True, "SECOND": True, "TO_TABLE": True, "TO_WEIGHTS": True},
     "mlp": COLOR,
     "mlp_backward": {**COLOR, "SIZE": 8192, "TO_X": True, "TO_WEIGHTS": True},
-}
+}  # fmt: skip
 
 
 def compile_for(name: str, sizes: dict, warps: int, arch: int):
@@ -416,18 +417,35 @@ def compile_for(name: str, sizes: dict, warps: int, arch: int):
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": 1})
 
 
-@pytest.mark.skipif(INTERPRETED or not INSTALLED, reason="needs Triton's compiler")
+@pytest.fixture(scope="module")
+def second_process():
+    """This file's tests of values in Triton's interpreter."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        yield process
+        process.kill()
+
+
+@compiles
 @pytest.mark.parametrize("arch", [75, 80, 90])
-def test_every_kernel_is_compiled_ahead_of_time(arch, tmp_path, monkeypatch):
+def test_every_kernel_is_compiled_ahead_of_time(second_process, arch, tmp_path, monkeypatch):  # both take a while: side by side
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    jobs = [(name, sizes, warps) for name, (sizes, warps) in ALWAYS_EXACT.items()]
+    jobs = [(name, sizes, warps) for name, (sizes, warps) in WITHOUT_PRODUCTS.items()]
     for precision, kernels in LAUNCH.items():
-        for name, (block, warps) in kernels.items():
-            jobs.append((name, {**BY_PRECISION[name], "PRECISION": precision, "BLOCK": block}, warps))
+        for name, launch in kernels.items():
+            sizes = {key: value for key, value in launch.items() if key != "num_warps"}
+            jobs.append((name, {**PRODUCTS[name], "PRECISION": precision, **sizes}, launch["num_warps"]))
     for name, sizes, warps in jobs:
         compiled = compile_for(name, sizes, warps, arch)
         assert compiled.asm["cubin"][:4] == b"\x7fELF", name
         assert compiled.metadata.shared <= 64 * 1024, (name, compiled.metadata.shared)  # all that sm_75 has
+
+
+@compiles
+def test_values_in_the_interpreter(second_process):
+    output, _ = second_process.communicate(timeout=600)
+    assert second_process.returncode == 0 and " passed" in output, output[-6000:]
 
 
 # ---- the choice
@@ -439,7 +457,7 @@ def test_without_triton_the_error_is_one_line(monkeypatch):
         TritonBackend()
 
 
-@pytest.mark.skipif(INTERPRETED or not INSTALLED, reason="of a process that compiles")
+@compiles
 def test_without_a_gpu_the_error_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendError, match=r"^no NVIDIA GPU .*--backend native$"):

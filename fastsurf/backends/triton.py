@@ -24,11 +24,19 @@ BOX_DIAGONAL = 2 * 3**0.5
 HIDDEN_CHUNK = 64  # hidden units of the field that are in registers together
 FUSED_LAYERS, FUSED_WEIGHTS = 4, 1 << 14  # of the fused MLP at most; its weights' gradients are summed in registers
 PROGRAMS_PER_SM = 2  # that sum weight gradients
-# Points a program has in registers and its warps, by precision: those with the fewest spills that ptxas reports for sm_90.
-LAUNCH = {
-    "ieee": {"field": (32, 4), "field_backward": (32, 8), "mlp": (64, 8), "mlp_backward": (32, 8)},
-    "half": {"field": (64, 8), "field_backward": (32, 4), "mlp": (64, 4), "mlp_backward": (32, 8)},
-}
+# Launch parameters by precision: points of a program (or RAYS with AHEAD points each) and its warps; few spills on sm_90, says ptxas.
+LAUNCH: dict[str, dict[str, dict[str, int]]] = {
+    "ieee": {
+        "field": {"BLOCK": 32, "num_warps": 4}, "field_backward": {"BLOCK": 32, "num_warps": 8},
+        "mlp": {"BLOCK": 64, "num_warps": 8}, "mlp_backward": {"BLOCK": 32, "num_warps": 8},
+        "field_value": {"BLOCK": 64, "num_warps": 4},
+        "bracket": {"RAYS": 4, "AHEAD": 8, "num_warps": 4}, "refine": {"RAYS": 16, "num_warps": 2},
+    },
+    "half": {
+        "field": {"BLOCK": 64, "num_warps": 8}, "field_backward": {"BLOCK": 32, "num_warps": 4},
+        "mlp": {"BLOCK": 64, "num_warps": 4}, "mlp_backward": {"BLOCK": 32, "num_warps": 8},
+    },
+}  # fmt: skip
 INTERPRETER_SMS = 2
 
 
@@ -36,6 +44,7 @@ class TritonBackend:
     """Triton kernels. Float32 on one GPU, the current one."""
 
     name = "triton"
+    capturable = True
     note = ""
 
     def __init__(self, precision: str = "exact", device: torch.device | str = "cuda") -> None:
@@ -100,10 +109,10 @@ class TritonBackend:
         n = len(x)
         value = torch.empty(n, device=self.device)
         if n:
-            block = 64
             arguments, sizes = self._field(table, levels, weights)
-            self._kernels.field_value[(_blocks(n, block),)](
-                self._points(x), *arguments, value, n, **sizes, PRECISION="ieee", BLOCK=block, num_warps=4, num_stages=1
+            launch = LAUNCH["ieee"]["field_value"]
+            self._kernels.field_value[(_blocks(n, launch["BLOCK"]),)](
+                self._points(x), *arguments, value, n, **sizes, PRECISION="ieee", **launch, num_stages=1
             )
         return value
 
@@ -147,13 +156,14 @@ class TritonBackend:
         if n:
             ends = torch.empty(n, 4, device=self.device)
             field, sizes = self._field(table, levels, weights)
-            self._kernels.bracket[(_blocks(n, 4),)](
+            marching, closing = LAUNCH["ieee"]["bracket"], LAUNCH["ieee"]["refine"]
+            self._kernels.bracket[(_blocks(n, marching["RAYS"]),)](
                 o, d, t_near, self._float(lattice), self._on_device(count).contiguous(), *field, ends, n, most, prior_radius,
-                **sizes, PRECISION="ieee", RAYS=4, AHEAD=8, num_warps=4, num_stages=1,
+                **sizes, PRECISION="ieee", **marching, num_stages=1,
             )  # fmt: skip
-            self._kernels.refine[(_blocks(n, 16),)](
+            self._kernels.refine[(_blocks(n, closing["RAYS"]),)](
                 o, d, t_near, t_far, ends, *field, t, hit.view(torch.int8), n, step, secant_steps, prior_radius,
-                **sizes, PRECISION="ieee", RAYS=16, num_warps=2, num_stages=1,
+                **sizes, PRECISION="ieee", **closing, num_stages=1,
             )  # fmt: skip
         return t, hit
 
@@ -221,13 +231,13 @@ class _Field(Function):
     def forward(
         ctx: Any, backend: TritonBackend, levels: Sequence[Level], x: Tensor, table: Tensor, first: Tensor, second: Tensor
     ) -> tuple[Tensor, Tensor]:
-        x, n, outputs, (block, warps) = backend._points(x), len(x), len(second), LAUNCH[backend._product]["field"]
+        x, n, outputs, launch = backend._points(x), len(x), len(second), LAUNCH[backend._product]["field"]
         arguments, sizes = backend._field(table, levels, (first, second))
         sizes |= {"OUT": outputs, "OP": _padded(outputs)}
         out, gradient = torch.empty(n, outputs, device=x.device), torch.empty(n, 3, device=x.device)
         if n:
-            backend._kernels.field[(_blocks(n, block),)](
-                x, *arguments, out, gradient, n, **sizes, PRECISION=backend._product, BLOCK=block, num_warps=warps, num_stages=1
+            backend._kernels.field[(_blocks(n, launch["BLOCK"]),)](
+                x, *arguments, out, gradient, n, **sizes, PRECISION=backend._product, **launch, num_stages=1
             )
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(x, *arguments)
@@ -241,9 +251,9 @@ class _Field(Function):
         if d_out is None and d_gradient is None:
             return (None,) * 6
         x, table, levels, first, second = ctx.saved_tensors
-        backend, n, (block, warps) = ctx.backend, len(x), LAUNCH[ctx.backend._product]["field_backward"]
+        backend, n, launch = ctx.backend, len(x), LAUNCH[ctx.backend._product]["field_backward"]
         _, _, _, to_table, *to_weights = ctx.needs_input_grad
-        tiles = _blocks(n, block)
+        tiles = _blocks(n, launch["BLOCK"])
         programs = min(tiles, backend._programs)
         d_table = torch.zeros_like(table) if to_table else None
         partial = torch.empty(programs, first.numel() + second.numel(), device=x.device) if any(to_weights) else None
@@ -252,7 +262,7 @@ class _Field(Function):
                 x, table, levels, first, second,
                 *(x if a is None else backend._float(a) for a in (d_out, d_gradient, d_table, partial)), n, tiles,
                 FIRST=d_out is not None, SECOND=d_gradient is not None, TO_TABLE=to_table, TO_WEIGHTS=partial is not None,
-                **ctx.sizes, PRECISION=backend._product, BLOCK=block, num_warps=warps, num_stages=1,
+                **ctx.sizes, PRECISION=backend._product, **launch, num_stages=1,
             )  # fmt: skip
         return None, None, None, d_table, *_summed(partial, (first, second))
 
@@ -261,11 +271,11 @@ class _Mlp(Function):
     @staticmethod
     def forward(ctx: Any, backend: TritonBackend, widths: tuple[int, ...], x: Tensor, *weights: Tensor) -> Tensor:
         x, matrices, n = backend._float(x), tuple(backend._float(w) for w in weights), len(x)
-        block, warps = LAUNCH[backend._product]["mlp"]
+        launch = LAUNCH[backend._product]["mlp"]
         sizes = {"WIDTHS": widths, "PADDED": tuple(_padded(w) for w in widths), "PRECISION": backend._product}
         y = torch.empty(n, widths[-1], device=x.device)
         if n:
-            backend._kernels.mlp[(_blocks(n, block),)](x, matrices, y, n, **sizes, BLOCK=block, num_warps=warps, num_stages=1)
+            backend._kernels.mlp[(_blocks(n, launch["BLOCK"]),)](x, matrices, y, n, **sizes, **launch, num_stages=1)
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(x, *matrices)
         ctx.backend, ctx.sizes = backend, sizes
@@ -275,16 +285,16 @@ class _Mlp(Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        backend, n, (block, warps) = ctx.backend, len(x), LAUNCH[ctx.backend._product]["mlp_backward"]
+        backend, n, launch = ctx.backend, len(x), LAUNCH[ctx.backend._product]["mlp_backward"]
         _, _, to_x, *to_weights = ctx.needs_input_grad
-        tiles, size = _blocks(n, block), sum(w.numel() for w in weights)
+        tiles, size = _blocks(n, launch["BLOCK"]), sum(w.numel() for w in weights)
         programs = min(tiles, backend._programs)
         dx = torch.empty_like(x) if to_x else None
         partial = torch.empty(programs, size, device=x.device) if any(to_weights) else None
         if n:
             backend._kernels.mlp_backward[(programs,)](
                 x, tuple(weights), backend._float(dy), x if dx is None else dx, x if partial is None else partial, n, tiles,
-                SIZE=size, TO_X=to_x, TO_WEIGHTS=partial is not None, **ctx.sizes, BLOCK=block, num_warps=warps, num_stages=1,
+                SIZE=size, TO_X=to_x, TO_WEIGHTS=partial is not None, **ctx.sizes, **launch, num_stages=1,
             )  # fmt: skip
         return None, None, dx, *_summed(partial, weights)
 
