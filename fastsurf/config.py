@@ -99,7 +99,7 @@ class LossConfig:
 class TrainConfig:
     """The optimisation."""
 
-    minutes: float | None = None  # of training; 3 if neither this nor steps is set
+    minutes: float | None = None  # of training; if neither this nor steps is set 3, on a GPU 0.5
     steps: int | None = None  # instead of minutes, where set
     rays: int = 1024  # a step
     foreground: float = 0.75  # share of rays through masks, where masks exist

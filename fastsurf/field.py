@@ -29,6 +29,8 @@ class FieldSample:
 class OccupancyField(nn.Module):
     """Parameters of g and how to read them, coarse to fine."""
 
+    fade: Tensor
+
     def __init__(self, config: FieldConfig, generator: torch.Generator):
         super().__init__()
         self.config = config
@@ -39,16 +41,16 @@ class OccupancyField(nn.Module):
         self.w2 = nn.Parameter(xavier(OUT, config.width, generator))
         with torch.no_grad():
             self.w2[0] *= 0.1  # starts close to the prior
+        self.register_buffer("fade", torch.ones(FEATURES * config.levels), persistent=False)  # weighs the encoding
         self.set_progress(1.0)
 
     def set_progress(self, progress: float) -> None:
-        """Fade in the finer levels: `fade` (2 levels,) weighs the encoding, None where every level counts in full."""
+        """Fade in the finer levels."""
         c = self.config
         grown = min(progress / c.grow_until, 1.0) if c.grow_until > 0 else 1.0
         active = c.first_levels + (c.levels - c.first_levels) * grown
-        self.fade: Tensor | None = None
-        if active < c.levels:
-            self.fade = (active - torch.arange(c.levels, device=self.w1.device)).clamp(0.0, 1.0).repeat_interleave(FEATURES)
+        self.complete = active >= c.levels
+        self.fade.copy_((active - torch.arange(c.levels)).clamp(0.0, 1.0).repeat_interleave(FEATURES))
 
     def sample(self, x: Tensor, backend: Backend) -> FieldSample:
         """Level, feature and normal at x (n, 3), differentiable with respect to the parameters."""
@@ -76,7 +78,9 @@ class OccupancyField(nn.Module):
         return (x.detach() * 0.5 + 0.5).clamp(0.0, 1.0)
 
     def _weights(self) -> tuple[Tensor, Tensor]:
-        return (self.w1 if self.fade is None else self.w1 * self.fade.to(self.w1)), self.w2
+        if self.complete and not self.w1.is_cuda:  # on a GPU the product stays, for a recorded step is the same at any progress
+            return self.w1, self.w2
+        return self.w1 * self.fade, self.w2
 
 
 def xavier(out: int, inputs: int, generator: torch.Generator) -> Tensor:

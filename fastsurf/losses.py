@@ -15,8 +15,9 @@ def mask_loss(opacity: Tensor, mask: Tensor) -> Tensor:
     return torch.nn.functional.binary_cross_entropy(opacity, mask)
 
 
-def smooth_loss(normals: Tensor) -> Tensor:
-    """Distance of unit normals (2 n, 3) at n surface points from those at points close to them (UNISURF, equation 13)."""
+def smooth_loss(normals: Tensor, counts: Tensor) -> Tensor:
+    """Distance of unit normals (2 n, 3) at n points from those at points close to them, over those that count, (n,) bool (UNISURF,
+    equation 13); 0 if none does."""
     at, near = normals.chunk(2)
     distance: Tensor = (at - near).norm(dim=-1)
-    return distance.mean()
+    return torch.where(counts, distance, 0.0).sum() / counts.sum().clamp(min=1)

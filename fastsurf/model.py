@@ -17,6 +17,8 @@ from .surface import Crossings, march
 class Model(nn.Module):
     """A `Solid` (render.py) whose schedules follow `set_progress`."""
 
+    now: Tensor
+
     def __init__(self, config: Config, backend: Backend, background: str):
         """Args:
         background: model | random | white | black, what lies behind the scene box.
@@ -24,10 +26,12 @@ class Model(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(config.train.seed)
         self.config, self.backend, self.background_kind = config, backend, background
+        self.dense = backend.device.type == "cuda"
         self.field = OccupancyField(config.field, generator)
         self.head = ColorHead(config.color, generator)
         self.background = Background(generator) if background == "model" else None
         self.grid = OccupancyGrid(config.grid, config.sampling.front + config.sampling.interval)
+        self.register_buffer("now", torch.zeros(2), persistent=False)  # half-width of the interval and sharpness
         self.to(backend.device)
         self.set_progress(0.0)
 
@@ -36,7 +40,18 @@ class Model(nn.Module):
         self.progress = progress
         self.field.set_progress(progress)
         self.width = half_width(progress, self.config.sampling)
-        self.sharpness = sharpness(self.width, self.config.field)
+        self._sharpness = sharpness(self.width, self.config.field)
+        self.now.copy_(torch.tensor([self.width, self._sharpness]))
+
+    @property
+    def interval(self) -> float | Tensor:
+        """Half-width of the interval; on a GPU a tensor, so that a recorded step follows the schedule."""
+        return self.now[0] if self.dense else self.width
+
+    @property
+    def sharpness(self) -> float | Tensor:
+        """As `interval`."""
+        return self.now[1] if self.dense else self._sharpness
 
     @property
     def occupied(self) -> Tensor:

@@ -157,6 +157,9 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
     state, t = None, run.config.train
     for state in train(run):
         events(state)
+        if run.note:
+            events(Note(run.note))
+            run.note = ""
         now = time.monotonic()
         if now - shown >= t.preview_every or state.step == 20:
             shown = now

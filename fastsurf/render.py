@@ -27,8 +27,13 @@ class Solid(Protocol):
     """What can be rendered: a field with colours, and the grid that says where to look. Points are in scene units."""
 
     @property
-    def sharpness(self) -> float:
+    def sharpness(self) -> float | Tensor:
         """Occupancy is sigmoid(sharpness * level)."""
+        ...
+
+    @property
+    def dense(self) -> bool:
+        """Evaluate every sample, needed or not: more work, but shapes that no value decides, as a recorded step wants them."""
         ...
 
     @property
@@ -69,7 +74,9 @@ def find(rays: Rays, solid: Solid, generator: torch.Generator | None = None) -> 
     return solid.first_crossing(rays, torch.rand(len(rays), generator=generator, device=rays.t_near.device))
 
 
-def render_unified(rays: Rays, solid: Solid, width: float, samples: Samples, background: BackgroundFn) -> tuple[Rendering, Crossings]:
+def render_unified(
+    rays: Rays, solid: Solid, width: float | Tensor, samples: Samples, background: BackgroundFn
+) -> tuple[Rendering, Crossings]:
     """UNISURF's rendering with an interval of half-width `width`, and the crossings it was placed on."""
     found = find(rays, solid, samples.generator)
     t = place(rays, found, width, samples.front, samples.interval, samples.generator)
@@ -98,29 +105,50 @@ def shade(rays: Rays, solid: Solid, t: Tensor, found: Crossings, background: Bac
     """Occupancy and colour at distances t (n_rays, n_samples), blended. Samples in culled cells have alpha 0."""
     n, s = t.shape
     points = rays.at(t).view(-1, 3)
-    kept = _kept(points, solid.occupied, rays, s)
+    in_use = _in_use(points, solid.occupied, rays, s)
+    weights, rgbs, normal = (_shade_all if solid.dense else _shade_some)(rays, solid, points, in_use, (n, s))
+    opacity = weights.sum(1)
+    rgb = blend(weights, rgbs) + (1.0 - opacity)[:, None] * background(rays)
+    with torch.no_grad():
+        depth = (weights * t).sum(1) + (1.0 - opacity) * rays.t_far
+    return Rendering(rgb, opacity, depth, normal, found.hit, found.t)
+
+
+def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (n_rays, n_samples), colours (n_rays, n_samples, 3) and the rays' mean normals (n_rays, 3), where there is something."""
+    n, s = shape
+    kept = in_use.nonzero()[:, 0]
     x = points[kept]
     sample = solid.sample(x)
-    alphas = t.new_zeros(n * s).index_put((kept,), torch.sigmoid(solid.sharpness * sample.level)).view(n, s)
+    alphas = x.new_zeros(n * s).index_put((kept,), torch.sigmoid(solid.sharpness * sample.level)).view(n, s)
     weights = solid.weights_of(alphas)
     weight = weights.detach().view(-1)[kept]
     bright = (weight > LEAST_WEIGHT).nonzero()[:, 0]
     seen = FieldSample(sample.level[bright], sample.feature[bright], sample.normal[bright])
     rows = kept[bright]
     color = solid.color(x[bright], seen, rays.directions[rows // s])
-    rgbs = t.new_zeros(n * s, 3).index_put((rows,), color).view(n, s, 3)
-    opacity = weights.sum(1)
-    rgb = blend(weights, rgbs) + (1.0 - opacity)[:, None] * background(rays)
     with torch.no_grad():
-        depth = (weights * t).sum(1) + (1.0 - opacity) * rays.t_far
-        normal = t.new_zeros(n, 3).index_add_(0, kept // s, weight[:, None] * sample.normal)
-    return Rendering(rgb, opacity, depth, normal, found.hit, found.t)
+        normal = x.new_zeros(n, 3).index_add_(0, kept // s, weight[:, None] * sample.normal)
+    return weights, x.new_zeros(n * s, 3).index_put((rows,), color).view(n, s, 3), normal
 
 
-def _kept(points: Tensor, occupied: Tensor, rays: Rays, samples: int) -> Tensor:
-    """Indices of the points that lie in cells in use on rays that meet the box."""
+def _shade_all(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """`_shade_some`, every sample evaluated."""
+    n, s = shape
+    sample = solid.sample(points)
+    alphas = torch.where(in_use, torch.sigmoid(solid.sharpness * sample.level), 0.0).view(n, s)
+    weights = solid.weights_of(alphas)
+    color = solid.color(points, sample, rays.directions.repeat_interleave(s, 0)).view(n, s, 3)
+    with torch.no_grad():
+        bright = (weights > LEAST_WEIGHT)[..., None]
+        normal = blend(weights, sample.normal.view(n, s, 3))
+    return weights, torch.where(bright, color, 0.0), normal
+
+
+def _in_use(points: Tensor, occupied: Tensor, rays: Rays, samples: int) -> Tensor:
+    """Which points (n_rays * n_samples,) lie in cells in use on rays that meet the box."""
     g = occupied.shape[0]
     x, y, z = ((points + 1.0) * (g / 2.0)).int().clamp_(0, g - 1).unbind(1)
     inside = occupied.view(-1).index_select(0, (x * g + y) * g + z).view(len(rays), samples)
     meets = rays.t_far > rays.t_near
-    return (inside & meets[:, None]).flatten().nonzero()[:, 0]
+    return (inside & meets[:, None]).flatten()

@@ -22,7 +22,7 @@ def sharpness(width: float, config: FieldConfig) -> float:
     return min(max(config.sharpness, config.sharpness_times_half_width / width), config.sharpness_max)
 
 
-def place(rays: Rays, found: Crossings, width: float, front: int, interval: int, generator: torch.Generator | None) -> Tensor:
+def place(rays: Rays, found: Crossings, width: float | Tensor, front: int, interval: int, generator: torch.Generator | None) -> Tensor:
     """Distances (n_rays, front + interval), front to back.
 
     A ray with a surface gets `interval` stratified samples in [t_surface - width, t_surface + width], clipped to the box, and

@@ -61,7 +61,8 @@ def march(rays: Rays, occupied: Tensor, step: float, backend: Backend, offset: T
 def search(level_fn: LevelFn, rays: Rays, lattice: Tensor, count: Tensor, step: float, secant_steps: int) -> tuple[Tensor, Tensor]:
     """`Crossings.t` and `hit`: the lattice from front to back until a point lies inside, then secant steps."""
     (n, most), device = lattice.shape, lattice.device
-    t_in, level_in = torch.zeros(n, device=device), torch.zeros(n, device=device)  # the first point found inside, and the last one outside before it
+    # the first point found inside, and the last one outside before it
+    t_in, level_in = torch.zeros(n, device=device), torch.zeros(n, device=device)
     t_out, level_out = rays.t_near.clone(), torch.full((n,), -torch.inf, device=device)
     hit = torch.zeros(n, dtype=torch.bool, device=device)
     active = (count > 0).nonzero()[:, 0]

@@ -7,7 +7,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,10 +20,12 @@ from .losses import color_loss, mask_loss, smooth_loss
 from .model import Model
 from .optim import Optimizer
 from .rays import Batch, Rays
+from .recording import Recording
 from .render import Samples, render_unified
 from .scene import Scene
 from .surface import Crossings
 
+DEFAULT_MINUTES = {"cpu": 3.0, "cuda": 0.5}
 GRID_LOOKS_EVERYWHERE = 8  # the first grid updates look at every cell
 PSNR_MEMORY = 0.98  # of the running mean of squared errors, per step
 
@@ -39,16 +41,27 @@ class Training:
         self.step = 0
         self.seconds = 0.0  # of training
         self.squared_error = 1.0  # running mean, per channel
+        self.learn: Callable[[], Tensor] | None = None  # `learn(self)`, or a recording of it
+        self.note = ""  # for the user, once training has begun
+
+    def prepare(self) -> Callable[[], Tensor]:
+        """`learn`; at first compiled and recorded, where that can be."""
+        if self.learn is None:
+            self.learn = lambda: learn(self)
+            if self.backend.capturable:
+                self.model.set_progress(self.progress())
+                try:
+                    self.learn = Recording(self.learn, list(self.model.parameters()), self.generator)
+                except RuntimeError as e:
+                    self.note = f"steps are slower than they could be, since they can't be recorded: {str(e).splitlines()[0]}"
+        return self.learn
 
     def progress(self) -> float:
         """How far along the schedules are, in [0, 1]; 1 is the end."""
         t = self.config.train
         if t.steps is not None:
             return min(self.step / t.steps, 1.0)
-        return min(self.seconds / (60.0 * (t.minutes or DEFAULT_MINUTES)), 1.0)
-
-
-DEFAULT_MINUTES = 3.0
+        return min(self.seconds / (60.0 * (t.minutes or DEFAULT_MINUTES[self.backend.device.type])), 1.0)
 
 
 def train(run: Training) -> Iterator[TrainState]:
@@ -57,6 +70,7 @@ def train(run: Training) -> Iterator[TrainState]:
     Raises:
         BackendError: the loss is not finite.
     """
+    run.prepare()  # before the clock starts
     began = time.perf_counter() - run.seconds
     while (progress := run.progress()) < 1.0:
         start = time.perf_counter()
@@ -88,39 +102,58 @@ def _running(mean: float, value: float, step: int) -> float:
 
 def _step(run: Training, progress: float) -> tuple[dict[str, float], float, float, int]:
     """Losses by name, mean squared error, share of hits, samples placed."""
-    model, config, generator = run.model, run.config, run.generator
+    model, config = run.model, run.config
     model.set_progress(progress)
     if run.step % config.grid.update_every == 0:
-        model.update_grid(generator, everywhere=run.step < GRID_LOOKS_EVERYWHERE * config.grid.update_every)
+        model.update_grid(run.generator, everywhere=run.step < GRID_LOOKS_EVERYWHERE * config.grid.update_every)
+    numbers = run.prepare()().tolist()  # the one wait for the device
+    losses = dict(zip(loss_names(run), numbers, strict=False))
+    if not math.isfinite(sum(numbers)):
+        raise BackendError(
+            f"training diverged at step {run.step}: loss {sum(losses.values())}; lower train.rate_grid, or use --backend reference"
+        )
+    run.optimizer.step(progress)
+    return losses, numbers[-2], numbers[-1], config.train.rays * (config.sampling.front + config.sampling.interval)
+
+
+def learn(run: Training) -> Tensor:
+    """Look at random pixels and leave gradients on the parameters.
+
+    Returns:
+        the losses in the order of `loss_names`, the mean squared error and the share of rays that hit: (n_losses + 2,).
+    """
+    model, config, generator = run.model, run.config, run.generator
     batch = run.scene.sample(config.train.rays, generator, config.train.foreground)
     behind = background_color(model, batch.rays, generator)
     samples = Samples(config.sampling.front, config.sampling.interval, generator)
-    rendering, found = render_unified(batch.rays, model, model.width, samples, lambda _: behind)
+    rendering, found = render_unified(batch.rays, model, model.interval, samples, lambda _: behind)
     target = on_background(batch, behind)
-    losses = _losses(run, rendering, target, batch, found)
-    total = torch.stack(list(losses.values())).sum()
-    total.backward()  # type: ignore[no-untyped-call]
-    mse = ((rendering.rgb.detach() - target.detach()) ** 2).mean()
-    numbers = torch.stack([*losses.values(), mse, found.hit.float().mean()]).tolist()  # the one wait for the device
-    if not math.isfinite(sum(numbers)):
-        raise BackendError(
-            f"training diverged at step {run.step}: loss {sum(numbers[:-2])}; lower train.rate_grid, or use --backend reference"
-        )
-    run.optimizer.step(progress)
-    count = len(batch.rays) * (config.sampling.front + config.sampling.interval)
-    return dict(zip(losses, numbers, strict=False)), numbers[-2], numbers[-1], count
+    losses = torch.stack(_losses(run, rendering, target, batch, found))
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        mse = ((rendering.rgb - target) ** 2).mean()
+        return torch.cat([losses, torch.stack([mse, found.hit.float().mean()])])
 
 
-def _losses(run: Training, rendering: Rendering, target: Tensor, batch: Batch, found: Crossings) -> dict[str, Tensor]:
+def loss_names(run: Training) -> list[str]:
+    """Of the losses in use, in their order."""
     weights = run.config.loss
-    losses = {"color": weights.color * color_loss(rendering.rgb, target)}
-    if batch.mask is not None and weights.mask > 0:
-        losses["mask"] = weights.mask * mask_loss(rendering.opacity, batch.mask)
-    hits = found.hit.nonzero()[:, 0] if weights.smooth > 0 else ()
-    if len(hits):
-        x = batch.rays.origins[hits] + found.t[hits, None] * batch.rays.directions[hits]
+    used = {"color": True, "mask": weights.mask > 0 and run.scene.masks is not None, "smooth": weights.smooth > 0}
+    return [name for name, use in used.items() if use]
+
+
+def _losses(run: Training, rendering: Rendering, target: Tensor, batch: Batch, found: Crossings) -> list[Tensor]:
+    weights, names = run.config.loss, loss_names(run)
+    losses = [weights.color * color_loss(rendering.rgb, target)]
+    if "mask" in names:
+        assert batch.mask is not None
+        losses.append(weights.mask * mask_loss(rendering.opacity, batch.mask))
+    if "smooth" in names:
+        x, hit = batch.rays.at(found.t), found.hit
+        if not run.model.dense:
+            x, hit = x[hit], hit[hit]
         near = x + (torch.rand(len(x), 3, generator=run.generator, device=x.device) * 2.0 - 1.0) * weights.smooth_distance
-        losses["smooth"] = weights.smooth * smooth_loss(run.model.sample(torch.cat([x, near])).normal)
+        losses.append(weights.smooth * smooth_loss(run.model.sample(torch.cat([x, near])).normal, hit))
     return losses
 
 

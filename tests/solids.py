@@ -28,6 +28,7 @@ class Sphere:
     sharpness: float = 2000.0
     march_step: float = 0.01
     secant_steps: int = 8
+    dense: bool = False
 
     def __post_init__(self):
         self.occupied = grid_around(self.level)

@@ -71,11 +71,11 @@ def test_levels_come_in_one_after_another():
     field, x = trained(scale=1.0, config=config), points()
     values = []
     for progress in (0.0, 0.25, 0.5, 1.0):
-        field.progress = progress
+        field.set_progress(progress)
         values.append(field.level(x, BACKEND))
     assert not torch.equal(values[0], values[1]) and not torch.equal(values[1], values[2])
     assert torch.equal(values[2], values[3])
-    field.progress = 0.0
+    field.set_progress(0.0)
     field.sample(x, BACKEND).level.sum().backward()
     first_unused = field.levels[2].offset
     assert field.table.grad[:first_unused].abs().sum() > 0 and field.table.grad[first_unused:].abs().sum() == 0
@@ -116,7 +116,7 @@ def test_its_own_search_finds_the_crossings_of_its_level():
     field, rays = trained(scale=1.0, config=config).float(), parallel_rays(60)
     lattice = march(rays, torch.ones(8, 8, 8, dtype=torch.bool), 0.02, BACKEND)
     for progress in (0.1, 1.0):
-        field.progress = progress
+        field.set_progress(progress)
         t, hit = field.first_crossing(rays, *lattice, 0.02, 8, BACKEND)
         wanted_t, wanted_hit = search(lambda x: field.level(x, BACKEND), rays, *lattice, 0.02, 8)
         assert torch.equal(hit, wanted_hit) and hit.any()

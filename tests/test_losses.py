@@ -19,5 +19,9 @@ def test_mask_loss_is_the_cross_entropy_and_stays_finite():
 
 def test_smooth_loss_is_zero_for_equal_normals():
     n = torch.nn.functional.normalize(torch.randn(10, 3, generator=torch.Generator().manual_seed(0)), dim=1)
-    assert smooth_loss(torch.cat([n, n])) == 0
-    torch.testing.assert_close(smooth_loss(torch.cat([n, -n])), torch.tensor(2.0))
+    every = torch.ones(10, dtype=torch.bool)
+    assert smooth_loss(torch.cat([n, n]), every) == 0
+    torch.testing.assert_close(smooth_loss(torch.cat([n, -n]), every), torch.tensor(2.0))
+    some = torch.arange(10) < 3
+    torch.testing.assert_close(smooth_loss(torch.cat([n, torch.where(some[:, None], -n, n * 7)]), some), torch.tensor(2.0))
+    assert smooth_loss(torch.cat([n, -n]), ~every) == 0

@@ -2,6 +2,7 @@ import pytest
 import torch
 from solids import Sphere, parallel_rays
 
+from fastsurf.compositing import Rendering
 from fastsurf.render import Samples, render_surface, render_unified, render_volume
 
 
@@ -44,6 +45,18 @@ def test_culling_empty_cells_changes_nothing():
     everywhere = render_unified(rays, sphere, 0.05, Samples(8, 16), white)[0]
     near_edge = (rays.origins[:, :2].norm(dim=1) - 0.5).abs() < 0.05
     torch.testing.assert_close(culled.rgb[~near_edge], everywhere.rgb[~near_edge], atol=2 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("width", [0.01, 0.3])
+def test_every_sample_evaluated_or_some_is_the_same_picture(width):
+    some, every = Sphere(sharpness=60.0), Sphere(sharpness=60.0, dense=True)
+    some.radius.requires_grad_()
+    every.radius.requires_grad_()
+    pictures = [render_unified(parallel_rays(), solid, width, Samples(8, 16), white)[0] for solid in (some, every)]
+    for name in Rendering.__dataclass_fields__:
+        torch.testing.assert_close(*(getattr(picture, name) for picture in pictures), msg=name)
+    a, b = (torch.autograd.grad(picture.rgb.square().sum(), solid.radius) for picture, solid in zip(pictures, (some, every), strict=True))
+    torch.testing.assert_close(a, b)
 
 
 def test_growing_the_solid_raises_the_opacity_at_its_edge():

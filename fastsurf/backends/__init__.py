@@ -22,6 +22,7 @@ class Backend(Protocol):
     name: str  # cuda, triton, native, reference
     note: str  # one line for the user, why a faster backend is not in use; mostly empty
     device: torch.device  # where parameters, rays and everything between them live
+    capturable: bool  # nothing waits for a GPU or depends on its values: a step can be recorded as a CUDA graph
 
     @property
     def detail(self) -> str:

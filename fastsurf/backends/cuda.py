@@ -36,6 +36,7 @@ class CudaBackend:
     """tinycudann and nerfacc on one GPU, the current one."""
 
     name = "cuda"
+    capturable = False  # nerfacc waits for its counts
 
     def __init__(self, precision: str = "exact") -> None:
         """

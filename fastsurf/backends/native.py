@@ -45,6 +45,7 @@ class NativeBackend:
 
     name = "native"
     device = torch.device("cpu")
+    capturable = False
 
     def __init__(self, threads: int = 0, instructions: str | None = None) -> None:
         """

@@ -28,7 +28,7 @@ class ReferenceBackend:
     name = "reference"
 
     def __init__(self, note: str = "", device: torch.device | str = "cpu") -> None:
-        self.note, self.device = note, torch.device(device)
+        self.note, self.device, self.capturable = note, torch.device(device), False
 
     @property
     def detail(self) -> str:

@@ -664,33 +664,29 @@ def refine(
     # the point before may lie in a culled cell, a step or more away: then start from one step before the crossing
     culled = low < high - 1.01 * step
     low = tl.where(culled, tl.maximum(high - step, near), low)
-    unknown = crosses & (culled | (tl.abs(f_low) == float("inf")) | (f_low != f_low))
-    if tl.max(unknown.to(tl.int32), 0) > 0:
+    unknown = crosses & (culled | (tl.abs(f_low) == float("inf")) | (f_low != f_low))  # the level at `low`, which comes first
+    done, was_inside, taken = crosses & False, crosses & False, tl.zeros([RAYS], tl.int32)
+    active = crosses & (unknown | (secant_steps > 0))
+    t = far
+    while tl.max(active.to(tl.int32), 0) > 0:
+        t = tl.where(active, tl.where(unknown, low, _zero(low, high, f_low, f_high)), t)
         f = _level_at(
-            ox + low * dx, oy + low * dy, oz + low * dz, unknown, prior_radius, table, level, w1, w2, LEVELS, LP, HIDDEN, CHUNK, PRECISION
+            ox + t * dx, oy + t * dy, oz + t * dz, active, prior_radius, table, level, w1, w2, LEVELS, LP, HIDDEN, CHUNK, PRECISION
         )
-        f_low = tl.where(unknown, f, f_low)
-    cut = f_low > 0.0  # inside already: the box cuts the solid there
-    t_out, t = low, low
-    was_inside = tl.zeros([RAYS], tl.int32)
-    active = (crosses & (cut == 0)).to(tl.int32)
-    i = 0
-    while (i < secant_steps) & (tl.max(active, 0) > 0):
-        t = tl.where(active > 0, _zero(low, high, f_low, f_high), t)
-        f = _level_at(
-            ox + t * dx, oy + t * dy, oz + t * dz, active > 0, prior_radius, table, level, w1, w2, LEVELS, LP, HIDDEN, CHUNK, PRECISION
-        )
-        inside = f > 0.0
-        again = (inside == (was_inside > 0)) & (i > 0)
+        inside, stepping = f > 0.0, active & (unknown == 0)
+        # inside already: the box cuts the solid there
+        done = done | (active & tl.where(unknown, inside, tl.abs(f) < ON_SURFACE))
         # the end that stays for a second time weighs half, so that both ends close in
-        f_low = tl.where(inside, tl.where(again, f_low * 0.5, f_low), f)
-        f_high = tl.where(inside, f, tl.where(again, f_high * 0.5, f_high))
-        low, high = tl.where(inside, low, t), tl.where(inside, t, high)
-        was_inside = inside.to(tl.int32)
-        active = tl.where(tl.abs(f) < ON_SURFACE, 0, active)
-        i += 1
-    t = tl.where(active > 0, _zero(low, high, f_low, f_high), t)
-    tl.store(t_surface + ray, tl.where(crosses, tl.where(cut, t_out, t), far), mask=real_ray)
+        half = tl.where((inside == was_inside) & (taken > 0), 0.5, 1.0)
+        new_low, new_high = (stepping & (inside == 0)) | unknown, stepping & inside
+        f_low = tl.where(new_low, f, tl.where(new_high, half * f_low, f_low))
+        f_high = tl.where(new_high, f, tl.where(stepping & (inside == 0), half * f_high, f_high))
+        low, high = tl.where(new_low, t, low), tl.where(new_high, t, high)
+        was_inside, taken = tl.where(stepping, inside, was_inside), taken + stepping.to(tl.int32)
+        active = active & (done == 0) & (taken < secant_steps)
+        unknown = unknown & False
+    t = tl.where(crosses & (done == 0), _zero(low, high, f_low, f_high), t)
+    tl.store(t_surface + ray, t, mask=real_ray)
     tl.store(hit + ray, crosses.to(tl.int8), mask=real_ray)
 
 
