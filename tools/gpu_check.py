@@ -24,7 +24,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ from fastsurf.render import find
 from fastsurf.sampling import place
 from fastsurf.scene import Scene, load_scene
 from fastsurf.surface import march
-from fastsurf.training import Training, train
+from fastsurf.training import Training, learn, train
 
 PACKAGE = Path(fastsurf.__file__).parents[1]
 CUDA_BACKENDS = ("triton", "cuda")
@@ -400,7 +399,7 @@ SAMPLES = (18, 20, 16, 17, 19)  # log2, in the order in which they are timed
 TORCH_MOST = 18  # log2 of samples up to which plain PyTorch is timed
 PHASES = ("encode", "field", "field + backward", "mlp + backward", "search", "weights_of + backward", "adam", "grid update", "step")
 WARM_STEPS, WHOLE = 300, 600  # trained before anything is timed; half of the schedule
-REPEATS, INNER = 11, 4  # medians of; calls timed together, but for whole steps and grid updates
+REPEATS, INNER, STEPS = 11, 4, 4  # medians of; calls and steps timed together, but for grid updates
 
 
 class Counted:
@@ -446,7 +445,8 @@ def speed(backends: Backends, scene: Scene, log2_samples: Sequence[int], repeats
             continue
         n_rays = (1 << log2) // per_ray
         for run in runs.values():
-            run.config = replace(config, train=replace(config.train, rays=n_rays))
+            run.model.set_progress((warm_steps + 1) / WHOLE)
+            run.rays, run.learn = n_rays, None  # recorded anew
         racing = {label: r for label, r in runs.items() if label != "torch" or log2 <= TORCH_MOST}
         for phase in PHASES:
             row: Row = {"part": "speed", "phase": phase, "samples": n_rays * per_ray, "rays": n_rays, "ms": {}, "reasons": {}}
@@ -457,13 +457,13 @@ def speed(backends: Backends, scene: Scene, log2_samples: Sequence[int], repeats
                     jobs[label]()
                     if phase == "step":
                         row |= {"memory": row.get("memory", {}) | {label: step_memory(run, jobs[label])}}
-                        row |= {"evaluated": row.get("evaluated", {}) | {label: evaluated(run, jobs[label])}}
+                        row |= {"evaluated": row.get("evaluated", {}) | {label: evaluated(run)}}
                     timed(jobs[label], device)
                 except Exception as e:
                     jobs.pop(label, None)
                     row |= failure(e)
                     row["reasons"][label] = row.pop("reason")
-            inner = 1 if phase in ("step", "grid update") else INNER
+            inner = {"step": STEPS, "grid update": 1}.get(phase, INNER)
             for _ in range(repeats):
                 for label, work in jobs.items():
                     times.setdefault(label, []).append(timed(work, device, inner))
@@ -547,6 +547,7 @@ def step_memory(run: Training, step: Callable[[], object]) -> float | None:
         return None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
+    run.learn = None
     before = torch.cuda.memory_allocated()
     step()
     torch.cuda.synchronize()
@@ -554,14 +555,15 @@ def step_memory(run: Training, step: Callable[[], object]) -> float | None:
     return (torch.cuda.max_memory_allocated() - before + sum(a.numel() * a.element_size() for a in kept)) / 2**20
 
 
-def evaluated(run: Training, step: Callable[[], object]) -> int:
-    """Points of one step at which the field is evaluated with normals; the rest lie in empty cells."""
+def evaluated(run: Training) -> int:
+    """Points of one step at which the field is evaluated with normals; where that isn't all, the rest lie in empty cells."""
     counted = Counted(run.backend)
     run.model.backend, kept = counted, run.model.backend  # type: ignore[assignment]
     try:
-        step()
+        learn(run)
     finally:
         run.model.backend = kept
+        run.model.zero_grad()
     return counted.points
 
 
@@ -626,7 +628,7 @@ def profile(backends: Backends, scene: Scene, sets: Sequence[str] = (), steps: i
             issuing = sum(e.self_cpu_time_total for e in averages if e not in on_gpu and e.key not in WAITS) / steps / 1000
             top = sorted(events, key=lambda e: -getattr(e, key))[:25]
             yield {
-                "part": "profile", "by": label, "rays": config.train.rays, "wall_ms": wall, "busy_ms": busy, "cpu_ms": issuing, **count,
+                "part": "profile", "by": label, "rays": run.rays, "wall_ms": wall, "busy_ms": busy, "cpu_ms": issuing, **count,
                 "top": [{"name": e.key, "ms": getattr(e, key) / steps / 1000, "calls": e.count / steps} for e in top],
             }  # fmt: skip
         except Exception as e:
