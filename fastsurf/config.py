@@ -136,7 +136,7 @@ class Config:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    backend: str = "auto"  # auto | cuda | triton | native | reference
+    backend: str = "auto"  # auto | triton | cuda | native | reference
     precision: str = "exact"  # exact: float32 throughout | fast: half inputs of matrix products, on a GPU
     threads: int = 0  # CPU threads; 0: all
 
@@ -159,7 +159,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
 }  # fmt: skip
 CHOICES = {
-    "backend": ("auto", "cuda", "triton", "native", "reference"),
+    "backend": ("auto", "triton", "cuda", "native", "reference"),
     "precision": ("exact", "fast"),
     "scene.background": ("auto", "random", "white", "black", "model"),
 }

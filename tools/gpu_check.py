@@ -63,7 +63,10 @@ Backends = Mapping[str, Backend]  # by label: "triton exact"
 EXACT = 1e-5  # relative error of norms: float32, sums in any order
 POSITIONS = 1e-4  # where positions come in: rounded to float32 in cells 1/1024 wide, plain PyTorch is off by 4e-5
 FAST = {"value": 2e-3, "gradient": 1e-2}  # half inputs of matrix products: field and mlp alone
+TINY_CUDA_NN = 2e-4  # it is compiled with fast approximations, that of the levels' scales among them
 SHARE = 2e-3  # of rays that may take another cell or miss a grazed surface, by rounding
+NERFACC_SHARE = 2e-2  # it adds up from cell to cell where a ray goes on
+NOT_OFFERED = {("cuda", "encode twice, table")}  # tiny-cuda-nn has no derivatives of the table's gradient; nothing here uses them
 FACE, KINK = 1e-3, 5e-3  # distance of points from cell faces (cells) and of hidden units from the ReLU's kink
 
 
@@ -218,7 +221,8 @@ def check_occupied_steps(b: Backend, p: Problem) -> dict[str, tuple[float, float
     t, count = (a.cpu() for a in march(s.rays.to(device), s.occupied.to(device), s.step, b, s.offset.to(device)))
     same = count == wanted_count
     off = (t - wanted_t).abs().amax(1) > 1e-5
-    return {"share of rays that differ": (float((~same | off).double().mean()), SHARE)}
+    most = NERFACC_SHARE if b.name == "cuda" else SHARE
+    return {"share of rays that differ": (float((~same | off).double().mean()), most)}
 
 
 def check_first_crossing(b: Backend, p: Problem) -> dict[str, tuple[float, float]]:
@@ -285,11 +289,13 @@ def parity(backends: Backends, points: int, seeds: int, late: Callable[[], bool]
         truths = [compared(ReferenceBackend(), p, On(ReferenceBackend(), torch.float64)) for p in problems]
         rows: dict[str, Row] = {q: {"part": "parity", "check": name, "quantity": q, "results": {}} for q in truths[0]}
         for label, b in (on_cpu | dict(backends)).items():
+            if (b.name, name) in NOT_OFFERED:
+                continue
             try:
                 found = [compared(b, p, On(b, torch.float32)) for p in problems]
                 for q in truths[0]:
                     error = max(relative_error(f[q], t[q]) for f, t in zip(found, truths, strict=True))
-                    rows[q]["results"][label] = verdict(error, None if label == "float32" else tolerance(name, q, label))
+                    rows[q]["results"][label] = verdict(error, None if label == "float32" else tolerance(name, q, b, label))
             except Exception as e:
                 next(iter(rows.values()))["results"][label] = failure(e)
         yield from rows.values()
@@ -311,10 +317,12 @@ def parity(backends: Backends, points: int, seeds: int, late: Callable[[], bool]
         yield from rows.values()
 
 
-def tolerance(check: str, quantity: str, label: str) -> float:
+def tolerance(check: str, quantity: str, b: Backend, label: str) -> float:
     if check in ("field", "mlp") and label.endswith("fast"):
         return FAST["gradient" if quantity.startswith("d ") else "value"]
-    return POSITIONS if check.startswith(("encode", "field")) else EXACT
+    if check.startswith(("encode", "field")):
+        return TINY_CUDA_NN if b.name == "cuda" else POSITIONS
+    return EXACT
 
 
 def verdict(error: float, most: float | None) -> Row:
