@@ -55,6 +55,7 @@ class Training:
                 try:
                     self.learn = Recording(self.learn, list(self.model.parameters()), self.generator)
                 except RuntimeError as e:
+                    self.model.zero_grad()
                     self.note = f"steps are slower than they could be, since they can't be recorded: {str(e).splitlines()[0]}"
         return self.learn
 
