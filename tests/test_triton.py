@@ -394,7 +394,7 @@ PRODUCTS = {
 }  # fmt: skip
 
 
-def compile_for(name: str, sizes: dict, warps: int, arch: int):
+def compile_for(arch: int, name: str, sizes: dict, num_warps: int, **options: int):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -414,7 +414,7 @@ def compile_for(name: str, sizes: dict, warps: int, arch: int):
     constants = {(kernel.arg_names.index(key),): value for key, value in sizes.items()}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": 1})
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps, "num_stages": 1, **options})
 
 
 @pytest.fixture(scope="module")
@@ -431,13 +431,14 @@ def second_process():
 @pytest.mark.parametrize("arch", [75, 80, 90])
 def test_every_kernel_is_compiled_ahead_of_time(second_process, arch, tmp_path, monkeypatch):  # both take a while: side by side
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    jobs = [(name, sizes, warps) for name, (sizes, warps) in WITHOUT_PRODUCTS.items()]
+    jobs = [(name, sizes, {"num_warps": warps}) for name, (sizes, warps) in WITHOUT_PRODUCTS.items()]
     for precision, kernels in LAUNCH.items():
         for name, launch in kernels.items():
-            sizes = {key: value for key, value in launch.items() if key != "num_warps"}
-            jobs.append((name, {**PRODUCTS[name], "PRECISION": precision, **sizes}, launch["num_warps"]))
-    for name, sizes, warps in jobs:
-        compiled = compile_for(name, sizes, warps, arch)
+            sizes = {key: value for key, value in launch.items() if key.isupper()}
+            options = {key: value for key, value in launch.items() if key.islower()}
+            jobs.append((name, {**PRODUCTS[name], "PRECISION": precision, **sizes}, options))
+    for name, sizes, options in jobs:
+        compiled = compile_for(arch, name, sizes, **options)
         assert compiled.asm["cubin"][:4] == b"\x7fELF", name
         assert compiled.metadata.shared <= 64 * 1024, (name, compiled.metadata.shared)  # all that sm_75 has
 

@@ -24,17 +24,18 @@ BOX_DIAGONAL = 2 * 3**0.5
 HIDDEN_CHUNK = 64  # hidden units of the field that are in registers together
 FUSED_LAYERS, FUSED_WEIGHTS = 4, 1 << 14  # of the fused MLP at most; its weights' gradients are summed in registers
 PROGRAMS_PER_SM = 2  # that sum weight gradients
-# Launch parameters by precision: points of a program (or RAYS with AHEAD points each) and its warps; few spills on sm_90, says ptxas.
+# Launch parameters by precision: points of a program (or RAYS with AHEAD points each), its warps, and the registers of a thread, which
+# decide how many programs an SM holds. Chosen from what ptxas says for sm_90.
 LAUNCH: dict[str, dict[str, dict[str, int]]] = {
     "ieee": {
-        "field": {"BLOCK": 32, "num_warps": 4}, "field_backward": {"BLOCK": 32, "num_warps": 8},
-        "mlp": {"BLOCK": 64, "num_warps": 8}, "mlp_backward": {"BLOCK": 32, "num_warps": 8},
-        "field_value": {"BLOCK": 64, "num_warps": 4},
-        "bracket": {"RAYS": 4, "AHEAD": 8, "num_warps": 4}, "refine": {"RAYS": 16, "num_warps": 2},
+        "field": {"BLOCK": 32, "num_warps": 4, "maxnreg": 168}, "field_backward": {"BLOCK": 32, "num_warps": 8, "maxnreg": 128},
+        "mlp": {"BLOCK": 64, "num_warps": 8, "maxnreg": 128}, "mlp_backward": {"BLOCK": 32, "num_warps": 8, "maxnreg": 255},
+        "field_value": {"BLOCK": 32, "num_warps": 4, "maxnreg": 128},
+        "bracket": {"RAYS": 4, "AHEAD": 8, "num_warps": 4, "maxnreg": 168}, "refine": {"RAYS": 16, "num_warps": 4, "maxnreg": 255},
     },
     "half": {
-        "field": {"BLOCK": 64, "num_warps": 8}, "field_backward": {"BLOCK": 32, "num_warps": 4},
-        "mlp": {"BLOCK": 64, "num_warps": 4}, "mlp_backward": {"BLOCK": 32, "num_warps": 8},
+        "field": {"BLOCK": 32, "num_warps": 4, "maxnreg": 128}, "field_backward": {"BLOCK": 32, "num_warps": 4, "maxnreg": 168},
+        "mlp": {"BLOCK": 64, "num_warps": 4, "maxnreg": 128}, "mlp_backward": {"BLOCK": 32, "num_warps": 8, "maxnreg": 255},
     },
 }  # fmt: skip
 INTERPRETER_SMS = 2
