@@ -29,13 +29,13 @@ PROGRAMS_PER_SM = 2  # that sum weight gradients
 LAUNCH: dict[str, dict[str, dict[str, int]]] = {
     "ieee": {
         "field": {"BLOCK": 32, "num_warps": 4, "maxnreg": 168}, "field_backward": {"BLOCK": 32, "num_warps": 8, "maxnreg": 128},
-        "mlp": {"BLOCK": 64, "num_warps": 8, "maxnreg": 128}, "mlp_backward": {"BLOCK": 32, "num_warps": 8, "maxnreg": 255},
+        "mlp": {"BLOCK": 32, "num_warps": 4, "maxnreg": 168}, "mlp_backward": {"BLOCK": 32, "num_warps": 8, "maxnreg": 255},
         "field_value": {"BLOCK": 32, "num_warps": 4, "maxnreg": 128},
         "bracket": {"RAYS": 4, "AHEAD": 8, "num_warps": 4, "maxnreg": 168}, "refine": {"RAYS": 16, "num_warps": 4, "maxnreg": 255},
     },
     "half": {
         "field": {"BLOCK": 32, "num_warps": 4, "maxnreg": 128}, "field_backward": {"BLOCK": 32, "num_warps": 4, "maxnreg": 168},
-        "mlp": {"BLOCK": 64, "num_warps": 4, "maxnreg": 128}, "mlp_backward": {"BLOCK": 32, "num_warps": 8, "maxnreg": 255},
+        "mlp": {"BLOCK": 64, "num_warps": 4, "maxnreg": 128}, "mlp_backward": {"BLOCK": 64, "num_warps": 4, "maxnreg": 255},
     },
 }  # fmt: skip
 INTERPRETER_SMS = 2
