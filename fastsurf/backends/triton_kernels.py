@@ -388,38 +388,38 @@ def field_backward(
 ):
     """Adds to the table's gradient; each program's share of W1's and W2's goes to a row of partial (programs, HIDDEN (2 LEVELS + OUT)).
 
-    FIRST: there is a d_out (n, OUT). SECOND: there is a d_gradient (n, 3), q. The forward pass is done again: only x was kept.
+    FIRST: there is a d_out (n, OUT). SECOND: there is a d_gradient (n, 3), q. The forward pass is done again: only x was kept. What q adds
+    to W1 is v_j A_jf and to v_j sum_f W1_jf A_jf, both from A = sum over points of m s^T, which is all that is summed up for it.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
     level = _levels(levels, LP)
     column = tl.arange(0, OP)[:, None]
     known = (tl.arange(0, LP) < LEVELS)[None, :]
     CHUNKS: tl.constexpr = (HIDDEN + CHUNK - 1) // CHUNK
-    d_even, d_odd, d_second, d_v = (), (), (), ()
+    d_even, d_odd, d_second, a_even, a_odd = (), (), (), (), ()
     for _ in tl.static_range(CHUNKS):
         d_even = d_even + (tl.zeros([CHUNK, LP], tl.float32),)
         d_odd = d_odd + (tl.zeros([CHUNK, LP], tl.float32),)
         d_second = d_second + (tl.zeros([OP, CHUNK], tl.float32),)
-        d_v = d_v + (tl.zeros([CHUNK], tl.float32),)
+        a_even = a_even + (tl.zeros([CHUNK, LP], tl.float32),)
+        a_odd = a_odd + (tl.zeros([CHUNK, LP], tl.float32),)
     for tile in range(program, tiles, programs):
         row, inside = _rows(n, BLOCK, tile)
         px, py, pz = _point(x, row, inside)
         cell = _cell(px, py, pz, level)
-        mask = known & inside[:, None]
-        scale = 1.0
+        scale, size = 1.0, tl.zeros_like(px)
         if SECOND:
             qx, qy, qz = _point(d_gradient, row, inside)
+            size += tl.abs(qx) + tl.abs(qy) + tl.abs(qz)
         else:
             qx, qy, qz = px, py, pz
         if FIRST:
             d_y = _load_rows(d_out, row, inside, OUT, OP)
-        if PRECISION == "half":  # gradients of a mean over a batch are too small for half: bring the tile's largest to 1
-            largest = 0.0
-            if FIRST:
-                largest = tl.max(tl.max(tl.abs(d_y), 0), 0)
-            if SECOND:
-                largest = tl.maximum(largest, tl.max(tl.maximum(tl.maximum(tl.abs(qx), tl.abs(qy)), tl.abs(qz)), 0))
-            scale = tl.where(largest > 0.0, largest, 1.0)
+            size += tl.sum(tl.abs(d_y), 1)
+        mask = known & (inside & (size != 0.0))[:, None]  # points without a share in the loss are left alone
+        if PRECISION == "half":  # gradients of a mean over a batch are too small for half: bring the tile's largest near 1
+            scale = tl.max(size, 0)
+            scale = tl.where(scale > 0.0, scale, 1.0)
             if FIRST:
                 d_y = d_y / scale
             if SECOND:
@@ -437,7 +437,7 @@ def field_backward(
             even = _load_matrix(w1, chunk * CHUNK, HIDDEN, CHUNK, 0, 2, LEVELS, LP, 2 * LEVELS)
             odd = _load_matrix(w1, chunk * CHUNK, HIDDEN, CHUNK, 1, 2, LEVELS, LP, 2 * LEVELS)
             z = _dot(even, h0, PRECISION) + _dot(odd, h1, PRECISION)
-            new_even, new_odd, new_second, new_v = d_even[chunk], d_odd[chunk], d_second[chunk], d_v[chunk]
+            new_even, new_odd, new_second, even_a, odd_a = d_even[chunk], d_odd[chunk], d_second[chunk], a_even[chunk], a_odd[chunk]
             if SECOND:
                 unit = chunk * CHUNK + tl.arange(0, CHUNK)
                 v = tl.load(w2 + unit, mask=unit < HIDDEN, other=0.0)
@@ -446,10 +446,9 @@ def field_backward(
                     u0 += _dot(tl.trans(even), mv, PRECISION)
                     u1 += _dot(tl.trans(odd), mv, PRECISION)
                 if TO_WEIGHTS:
-                    new_even = _add_dot(new_even, mv, tl.trans(s0), scale, PRECISION)
-                    new_odd = _add_dot(new_odd, mv, tl.trans(s1), scale, PRECISION)
-                    along = _dot(even, s0, PRECISION) + _dot(odd, s1, PRECISION)
-                    new_v += scale * tl.sum(tl.where(z > 0.0, along, 0.0), 1)
+                    slope = tl.where(z > 0.0, 1.0, 0.0)
+                    even_a = _add_dot(even_a, slope, tl.trans(s0), scale, PRECISION)
+                    odd_a = _add_dot(odd_a, slope, tl.trans(s1), scale, PRECISION)
             if FIRST:
                 second = _load_matrix(w2, 0, OUT, OP, chunk * CHUNK, 1, HIDDEN - chunk * CHUNK, CHUNK, HIDDEN)
                 if TO_WEIGHTS:
@@ -464,7 +463,8 @@ def field_backward(
             d_even = d_even[:chunk] + (new_even,) + d_even[chunk + 1 :]
             d_odd = d_odd[:chunk] + (new_odd,) + d_odd[chunk + 1 :]
             d_second = d_second[:chunk] + (new_second,) + d_second[chunk + 1 :]
-            d_v = d_v[:chunk] + (new_v,) + d_v[chunk + 1 :]
+            a_even = a_even[:chunk] + (even_a,) + a_even[chunk + 1 :]
+            a_odd = a_odd[:chunk] + (odd_a,) + a_odd[chunk + 1 :]
         if TO_TABLE:
             g0, g1, u0, u1 = tl.trans(g0), tl.trans(g1), tl.trans(u0), tl.trans(u1)
             _scatter(
@@ -477,9 +477,13 @@ def field_backward(
             unit, feature = chunk * CHUNK + tl.arange(0, CHUNK), tl.arange(0, LP)[None, :]
             place = partial + unit[:, None] * (2 * LEVELS) + 2 * feature
             mask = (unit < HIDDEN)[:, None] & (feature < LEVELS)
-            tl.store(place, d_even[chunk], mask=mask)
-            tl.store(place + 1, d_odd[chunk], mask=mask)
-            d_w2 = d_second[chunk] + tl.where(column == 0, d_v[chunk][None, :], 0.0)
+            v = tl.load(w2 + unit, mask=unit < HIDDEN, other=0.0)
+            tl.store(place, d_even[chunk] + v[:, None] * a_even[chunk], mask=mask)
+            tl.store(place + 1, d_odd[chunk] + v[:, None] * a_odd[chunk], mask=mask)
+            even = _load_matrix(w1, chunk * CHUNK, HIDDEN, CHUNK, 0, 2, LEVELS, LP, 2 * LEVELS)
+            odd = _load_matrix(w1, chunk * CHUNK, HIDDEN, CHUNK, 1, 2, LEVELS, LP, 2 * LEVELS)
+            d_v = tl.sum(even * a_even[chunk] + odd * a_odd[chunk], 1)
+            d_w2 = d_second[chunk] + tl.where(column == 0, d_v[None, :], 0.0)
             place = partial + HIDDEN * 2 * LEVELS + column * HIDDEN + unit[None, :]
             tl.store(place, d_w2, mask=(column < OUT) & (unit < HIDDEN)[None, :])
 
