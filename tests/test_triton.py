@@ -36,15 +36,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|ov
 
 
 def repair_interpreter() -> None:
-    """Two faults of Triton 3.6's: its scalars are arrays of one element, which NumPy from 2.4 on makes no int of; and each call of a
+    """Two faults of Triton's (3.4 to 3.7): scalars are arrays of one element, which NumPy from 2.4 on makes no int of; and each call of a
     function within a kernel wraps the language once more, which costs two milliseconds, and more each time."""
     from triton.runtime import interpreter
 
     patch, patched = interpreter._patch_lang_tensor, set()
 
-    def patch_tensor(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+    def patch_tensor(tensor, *scope):  # what is undone afterwards, from Triton 3.5 on
+        patch(tensor, *scope)
+        set_attribute = scope[0].set_attr if scope else setattr
+        set_attribute(tensor, "__index__", lambda self: self.handle.data.item())
 
     def call(self, *args, **kwargs):
         if self.fn.__module__ not in patched:
