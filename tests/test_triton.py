@@ -18,7 +18,7 @@ from torch.autograd import grad
 
 from fastsurf.backends import triton as triton_backend
 from fastsurf.backends.reference import ReferenceBackend
-from fastsurf.backends.triton import LAUNCH, TritonBackend
+from fastsurf.backends.triton import LAUNCH, TritonBackend, launch_parameters
 from fastsurf.compositing import weights_of
 from fastsurf.errors import BackendError
 from fastsurf.rays import Rays
@@ -433,11 +433,11 @@ def second_process():
 def test_every_kernel_is_compiled_ahead_of_time(second_process, arch, tmp_path, monkeypatch):  # both take a while: side by side
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     jobs = [(name, sizes, {"num_warps": warps}) for name, (sizes, warps) in WITHOUT_PRODUCTS.items()]
-    for precision, kernels in LAUNCH.items():
-        for name, launch in kernels.items():
+    for precision in LAUNCH:
+        for name, launch in launch_parameters(precision, (arch // 10, arch % 10)).items():
             sizes = {key: value for key, value in launch.items() if key.isupper()}
             options = {key: value for key, value in launch.items() if key.islower()}
-            jobs.append((name, {**PRODUCTS[name], "PRECISION": precision, **sizes}, options))
+            jobs.append((name, {**PRODUCTS[name], **sizes}, options))
     for name, sizes, options in jobs:
         compiled = compile_for(arch, name, sizes, **options)
         assert compiled.asm["cubin"][:4] == b"\x7fELF", name
