@@ -1,7 +1,6 @@
 // The kernels, for the instruction set this file is compiled for. Notation: native.h.
-#include "field.h"
-#include "mlp.h"
 #include "native.h"
+#include "step.h"
 
 namespace {
 
@@ -22,4 +21,4 @@ void adam(float* p, const float* grad, float* m, float* v, int64_t n, int thread
 
 }  // namespace
 
-extern const Kernels KERNELS = {encode, encode_jacobian, scatter, field, field_backward, field_value, first_crossing, mlp, mlp_backward, adam};
+extern const Kernels KERNELS = {encode, encode_jacobian, scatter, field, field_backward, field_value, first_crossing, mlp, mlp_backward, train_step, adam};

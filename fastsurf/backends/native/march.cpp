@@ -58,3 +58,26 @@ bool occupied_steps(const float* rays_o, const float* rays_d, const float* t_nea
   });
   return bounded.load();
 }
+
+void samples_in_use(const Step& step, int threads, float* points, int32_t* count) {
+  constexpr int64_t RAYS = 64;
+  const float half_cells = static_cast<float>(step.cells) / 2.0f, last = static_cast<float>(step.cells - 1);
+  parallel(threads, (step.n + RAYS - 1) / RAYS, 0, [=, &step](int64_t task, float*) {
+    for (int64_t ray = task * RAYS; ray < step.n && ray < (task + 1) * RAYS; ray++) {
+      const float *o = step.rays_o + 3 * ray, *d = step.rays_d + 3 * ray, *t = step.t + ray * step.samples;
+      const int samples = step.t_far[ray] > step.t_near[ray] ? step.samples : 0;
+      float* to = points + ray * step.samples * 3;
+      int32_t found = 0;
+      for (int i = 0; i < samples; i++) {
+        int64_t cell = 0;
+        for (int axis = 0; axis < 3; axis++) {
+          const float p = o[axis] + t[i] * d[axis];
+          to[3 * found + axis] = p;
+          cell = cell * step.cells + cell_of(p, half_cells, last);
+        }
+        found += step.occupied[cell];
+      }
+      count[ray] = found;
+    }
+  });
+}

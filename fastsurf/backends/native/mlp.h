@@ -5,16 +5,16 @@
 
 namespace {
 
-constexpr int MAX_LAYERS = 16;
+constexpr int MAX_LAYERS = 17;
 
-struct MlpWeights {  // padded, both ways round; offsets of the rows that are kept and of the gradients
-  int p[MAX_LAYERS + 1], widest = 0;
-  float *w[MAX_LAYERS], *wt[MAX_LAYERS];  // (out, padded in), (in, padded out)
+struct MlpWeights {  // padded, both ways round; offsets of the gradients
+  int layers, n[MAX_LAYERS + 1], p[MAX_LAYERS + 1], widest = 0;  // widths, and padded
+  float *w[MAX_LAYERS], *wt[MAX_LAYERS];                         // (out, padded in), (in, padded out)
   size_t gradient[MAX_LAYERS + 1], total = 0;
 
-  MlpWeights(Arena& arena, const int32_t* widths, int layers, const float* weights) {
+  MlpWeights(Arena& arena, const int32_t* widths, int n_layers, const float* weights) : layers(n_layers) {
     for (int l = 0; l <= layers; l++) {
-      p[l] = padded(widths[l]);
+      n[l] = widths[l], p[l] = padded(widths[l]);
       if (p[l] > widest) widest = p[l];
     }
     for (int l = 0; l < layers; l++) {
@@ -28,7 +28,38 @@ struct MlpWeights {  // padded, both ways round; offsets of the rows that are ke
       weights += size_t(widths[l + 1]) * widths[l];
     }
   }
+
+  void sum_gradients(const float* sums, int64_t segments, size_t stride, float* d_weights) const {
+    for (int l = 0; l < layers; l++) {
+      sum_segments(sums + gradient[l], segments, stride, n[l + 1], n[l], p[l], d_weights);
+      d_weights += size_t(n[l + 1]) * n[l];
+    }
+  }
 };
+
+// y (points, p[layers]) of x, rows of x_row; hidden[l], for 0 < l < layers: room for the rows after that ReLU, (points, p[l]).
+void mlp_tile(const MlpWeights& w, const float* x, int64_t x_row, int points, float* const* hidden, float* y) {
+  for (int l = 0; l < w.layers - 1; l++) {
+    gemm<RELU>(points, w.p[l + 1], w.n[l], x, x_row, 1, w.wt[l], w.p[l + 1], hidden[l + 1], w.p[l + 1]);
+    x = hidden[l + 1], x_row = w.p[l + 1];
+  }
+  const int last = w.layers - 1;
+  gemm<PLAIN>(points, w.p[w.layers], w.n[last], x, x_row, 1, w.wt[last], w.p[w.layers], y, w.p[w.layers]);
+}
+
+// The way back: adds to `sum`; dx (points, p[0]) may be null. x: rows of p[0]; d = dy: rows of d_row; room: 2 (points, widest).
+void mlp_tile_backward(const MlpWeights& w, const float* x, int points, const float* const* hidden, const float* d, int64_t d_row, float* room, float* sum,
+                       float* dx) {
+  for (int l = w.layers - 1; l > 0; l--) {
+    const int row = w.p[l];
+    float* next = room + (l & 1) * size_t(points) * w.widest;
+    gemm<ADD>(w.n[l + 1], row, points, d, 1, d_row, hidden[l], row, sum + w.gradient[l], row);
+    gemm<MASK>(points, row, w.n[l + 1], d, d_row, 1, w.w[l], row, next, row, hidden[l], row);
+    d = next, d_row = row;
+  }
+  gemm<ADD>(w.n[1], w.p[0], points, d, 1, d_row, x, w.p[0], sum, w.p[0]);
+  if (dx) gemm<PLAIN>(points, w.p[0], w.n[1], d, d_row, 1, w.w[0], w.p[0], dx, w.p[0]);
+}
 
 void mlp(const int32_t* widths, int layers, const float* weights, const float* x, int64_t n, int threads, float* y, float* hidden) {
   Arena sizes{nullptr};
@@ -38,66 +69,43 @@ void mlp(const int32_t* widths, int layers, const float* weights, const float* x
   const size_t room = size_t(TILE) * w.widest;
   parallel(threads, tiles_of(n), 2 * room, [=, &w](int64_t tile, float* scratch) {
     const int64_t start = tile * TILE;
-    const int points = points_in(n, start);
-    const float* in = x + start * widths[0];
-    int64_t in_row = widths[0];
-    float* kept = hidden;
-    for (int l = 0; l < layers - 1; l++) {
-      const int row = w.p[l + 1];
-      float* out = hidden ? kept + start * row : scratch + (l & 1) * room;
-      gemm<RELU>(points, row, widths[l], in, in_row, 1, w.wt[l], row, out, row);
-      in = out, in_row = row, kept += n * row;
+    const int points = points_in(n, start), out = w.n[layers], row = w.p[layers];
+    float *rows[MAX_LAYERS], *kept = hidden;
+    for (int l = 1; l < layers; l++) {
+      rows[l] = hidden ? kept + start * w.p[l] : scratch + (l & 1) * room;
+      if (hidden) kept += n * w.p[l];
     }
-    const int last = layers - 1, out = widths[layers], row = w.p[layers];
-    float* to = out == row ? y + start * out : scratch + (last & 1) * room;
-    gemm<PLAIN>(points, row, widths[last], in, in_row, 1, w.wt[last], row, to, row);
+    float* to = out == row ? y + start * out : scratch + (layers & 1) * room;
+    mlp_tile(w, x + start * w.n[0], w.n[0], points, rows, to);
     if (out != row) copy(to, points, out, row, y + start * out, out);
   });
 }
 
 void mlp_backward(const int32_t* widths, int layers, const float* weights, const float* x, int64_t n, int threads, const float* hidden, const float* dy,
                   float* dx, float* d_weights) {
-  const int64_t n_tiles = tiles_of(n), segments = n_tiles < SEGMENTS ? n_tiles : SEGMENTS;
+  const int64_t n_tiles = tiles_of(n), segments = segments_of(n_tiles);
   Arena sizes{nullptr};
   const MlpWeights plan(sizes, widths, layers, weights);
   Arena arena{shared_scratch(sizes.used + plan.total * size_t(segments))};
   const MlpWeights w(arena, widths, layers, weights);
   float* sums = arena.take(w.total * size_t(segments));
   const size_t room = size_t(TILE) * w.widest;
-  parallel(threads, segments, 3 * room, [=, &w](int64_t segment, float* scratch) {
-    float *sum = sums + w.total * size_t(segment), *padded_x = scratch + 2 * room;
+  parallel(threads, segments, 4 * room, [=, &w](int64_t segment, float* scratch) {
+    float *sum = sums + w.total * size_t(segment), *padded_x = scratch + 2 * room, *padded_dx = scratch + 3 * room;
     fill_zero(sum, w.total);
     fill_zero(padded_x, room);
     for (int64_t tile = segment * n_tiles / segments; tile < (segment + 1) * n_tiles / segments; tile++) {
       const int64_t start = tile * TILE;
-      const int points = points_in(n, start);
-      const float* d = dy + start * widths[layers];
-      int64_t d_row = widths[layers];
-      const float* kept = hidden;
-      for (int l = 1; l < layers; l++) kept += n * w.p[l];
-      for (int l = layers - 1; l > 0; l--) {
-        const int row = w.p[l];
-        kept -= n * row;
-        const float* in = kept + start * row;
-        float* next = scratch + (l & 1) * room;
-        gemm<ADD>(widths[l + 1], row, points, d, 1, d_row, in, row, sum + w.gradient[l], row);
-        gemm<MASK>(points, row, widths[l + 1], d, d_row, 1, w.w[l], row, next, row, in, row);
-        d = next, d_row = row;
-      }
-      const int in = widths[0], row = w.p[0];
-      const float* rows = x + start * in;
-      if (in != row) copy(rows, points, in, in, padded_x, row), rows = padded_x;
-      gemm<ADD>(widths[1], row, points, d, 1, d_row, rows, row, sum, row);
-      if (!dx) continue;
-      float* to = in == row ? dx + start * in : scratch;  // d lies in the other half: l = 1 wrote to 1
-      gemm<PLAIN>(points, row, widths[1], d, d_row, 1, w.w[0], row, to, row);
-      if (in != row) copy(to, points, in, row, dx + start * in, in);
+      const int points = points_in(n, start), in = w.n[0], row = w.p[0];
+      const float *rows[MAX_LAYERS], *kept = hidden, *x_rows = x + start * in;
+      for (int l = 1; l < layers; l++) rows[l] = kept + start * w.p[l], kept += n * w.p[l];
+      if (in != row) copy(x_rows, points, in, in, padded_x, row), x_rows = padded_x;
+      float* to = !dx ? nullptr : in == row ? dx + start * in : padded_dx;
+      mlp_tile_backward(w, x_rows, points, rows, dy + start * w.n[layers], w.n[layers], scratch, sum, to);
+      if (dx && in != row) copy(to, points, in, row, dx + start * in, in);
     }
   });
-  for (int l = 0; l < layers; l++) {
-    sum_segments(sums + w.gradient[l], segments, w.total, widths[l + 1], widths[l], w.p[l], d_weights);
-    d_weights += size_t(widths[l + 1]) * widths[l];
-  }
+  w.sum_gradients(sums, segments, w.total, d_weights);
 }
 
 }  // namespace
