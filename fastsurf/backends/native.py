@@ -45,7 +45,8 @@ class _Step(ctypes.Structure):
     """native.h's Step."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("rays_o", "rays_d", "t_near", "t_far", "t", "occupied", "behind", "target", "mask", "pairs")),
+        *((name, ctypes.c_void_p) for name in ("rays_o", "rays_d", "t_near", "t_far", "t")),
+        *((name, ctypes.c_void_p) for name in ("occupied", "behind", "target", "mask", "pairs")),
         *((name, ctypes.c_int64) for name in ("n", "n_pairs")),
         *((name, ctypes.c_int32) for name in ("samples", "cells")),
         *((name, ctypes.c_float) for name in ("prior_radius", "sharpness", "least_weight", "color_weight", "mask_weight", "smooth_weight")),
@@ -170,7 +171,8 @@ class NativeBackend:
             assert a.shape == b.shape and a.is_contiguous() and a.dtype == torch.float32, (a.shape, b.shape, a.dtype)
         result = _StepResult(*(a.data_ptr() for a in into))
         field = (*_grid(tuple(p.levels), p.table), *_net(p.levels, p.w1, p.w2))
-        self._call("train_step", *field, (ctypes.c_int32 * len(widths))(*widths), len(p.head), head, ctypes.byref(step), ctypes.byref(result))
+        layout = (ctypes.c_int32 * len(widths))(*widths)
+        self._call("train_step", *field, layout, len(p.head), head, ctypes.byref(step), ctypes.byref(result))
         for gradient, part in zip(gradients.head, torch.split(d_head, [w.numel() for w in p.head]), strict=True):
             gradient.copy_(part.view_as(gradient))
         return losses, d_behind

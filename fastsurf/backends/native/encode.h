@@ -6,7 +6,7 @@
 
 namespace {
 
-// Encodes a tile: blocks (.., ep, LANES) and, with JACOBIAN, blocks (.., 2L, 3, LANES). Cells are found AHEAD groups early.
+// Encodes up to TILE points: blocks (.., ep, LANES) and, with JACOBIAN, blocks (.., 2L, 3, LANES). Cells are found AHEAD groups early.
 template <bool JACOBIAN>
 void encode_tile(const Grid& grid, const float* x, int points, float* blocks, int ep, float* jacobian) {
   const int n_blocks = blocks_of(points), n_groups = n_blocks * grid.n_levels, j_block = grid.n_levels * 6 * LANES;

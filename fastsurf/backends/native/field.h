@@ -50,7 +50,8 @@ INLINE void hidden_layer(const FieldWeights& w, const float* h, int points, floa
 // A tile's `out` (points, op) and t.gradient, blocks of 3. Leaves h in rows, J and u in blocks, z and s in t.
 void field_tile(const Grid& grid, const FieldWeights& w, const FieldTile& t, const float* x, int points, float* h, float* jacobian, float* u, float* out) {
   const int n_blocks = blocks_of(points);
-  encode_tile<true>(grid, x, points, u, w.ep, jacobian);  // u holds h first
+  for (int first = 0; first < points; first += TILE)  // u holds h first
+    encode_tile<true>(grid, x + 3 * first, points_in(points, first), u + first * w.ep, w.ep, jacobian + first * 3 * w.width);
   for (int b = 0; b < n_blocks; b++) {
     for (int k = w.width; k < w.ep; k++) store(u + (b * w.ep + k) * LANES, all(0.0f));
     block_to_rows(u + b * LANES * w.ep, w.ep, h + b * LANES * w.ep);
