@@ -20,7 +20,10 @@ from fastsurf.render import LEAST_WEIGHT, shade
 from fastsurf.surface import Crossings
 from fastsurf.training import Training, learn
 
-SMALL = ["field.sharpness_max=6", "field.levels=4", "field.log2_entries=10", "field.base_resolution=4", "field.finest_resolution=21", "grid.resolution=12"]
+SMALL = [
+    "field.sharpness_max=6", "field.levels=4", "field.log2_entries=10", "field.base_resolution=4", "field.finest_resolution=21",
+    "grid.resolution=12",
+]  # fmt: skip
 # The mask's loss divides by the light that an opaque ray lets through, a small difference of float32 numbers, on autograd's side too.
 MASK_TOLERANCE = 5e-4
 
@@ -67,10 +70,10 @@ class Problem:
     def fused(self, backend: FusedBackend) -> list[Tensor]:
         """Losses, mean squared error, gradients: of the background, table, w1, w2 and the head."""
         field, head = self.model.field, self.model.head
-        gradients = Gradients(*(torch.full_like(p, 7.0) for p in (field.table, field.w1, field.w2)), [torch.empty_like(w) for w in head.weights])
-        parameters = Parameters(
-            field.table, field.levels, *field.weights(), list(head.weights), head.used, field.config.prior_radius, float(self.model.sharpness)
-        )
+        table, w1, w2, *weights = (torch.full_like(p, 7.0) for p in (field.table, field.w1, field.w2, *head.weights))
+        gradients, sharpness = Gradients(table, w1, w2, weights), float(self.model.sharpness)
+        used = field.table, field.levels, *field.weights(), list(head.weights), head.used, field.config.prior_radius
+        parameters = Parameters(*used, sharpness)
         losses, d_behind = backend.train_step(self.look, parameters, gradients)
         return [*losses, d_behind, gradients.table, gradients.w1 * field.fade, gradients.w2, *gradients.head]
 

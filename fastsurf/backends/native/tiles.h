@@ -19,14 +19,15 @@ void fill_zero(float* p, size_t n) {
   for (size_t i = 0; i < n; i++) p[i] = 0.0f;
 }
 
-// Adds the segments' sums (rows, row) in order into to (rows, columns).
+// The segments' sums (rows, row) in order into `to` (rows, columns).
 void sum_segments(const float* sums, int64_t segments, size_t stride, int rows, int columns, int row, float* to) {
-  for (int r = 0; r < rows; r++)
-    for (int c = 0; c < columns; c++) {
-      float sum = 0.0f;
-      for (int64_t s = 0; s < segments; s++) sum += sums[s * stride + size_t(r) * row + c];
-      to[size_t(r) * columns + c] = sum;
+  for (int r = 0; r < rows; r++, to += columns) {
+    fill_zero(to, size_t(columns));
+    for (int64_t s = 0; s < segments; s++) {
+      const float* from = sums + s * stride + size_t(r) * row;
+      for (int c = 0; c < columns; c++) to[c] += from[c];
     }
+  }
 }
 
 }  // namespace
