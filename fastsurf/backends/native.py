@@ -24,6 +24,7 @@ from . import Gradients, Look, Parameters
 ABI = 4
 SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
 LIBRARY = "_fastsurf_native"
+COLORS, HARMONICS = 3, 16  # outputs of the colour head that count, and its inputs for the direction
 PROBLEMS = {
     1: "out of memory",
     2: "this processor lacks the instruction set",
@@ -159,7 +160,8 @@ class NativeBackend:
         bundle = [_points(rays.origins), _points(rays.directions), _float(rays.t_near), _float(rays.t_far), _float(look.t)]
         colors = [_points(look.behind), _points(look.target), None if look.mask is None else _float(look.mask)]
         assert all(len(a) == n for a in (*bundle, *colors) if a is not None), [a.shape for a in (*bundle, *colors) if a is not None]
-        widths, head = _layers(p.head)
+        used = _used_part(p.head, COLORS, HARMONICS + p.w2.shape[0] - 1 + 6)
+        widths, head = _layers(used)
         losses, d_behind, d_head = torch.empty(4), torch.empty(n, 3), torch.empty_like(head)
         held = [*bundle, look.occupied.contiguous(), *colors, _float(look.pairs)]
         step = _Step(
@@ -173,8 +175,9 @@ class NativeBackend:
         field = (*_grid(tuple(p.levels), p.table), *_net(p.levels, p.w1, p.w2))
         layout = (ctypes.c_int32 * len(widths))(*widths)
         self._call("train_step", *field, layout, len(p.head), head, ctypes.byref(step), ctypes.byref(result))
-        for gradient, part in zip(gradients.head, torch.split(d_head, [w.numel() for w in p.head]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        parts = torch.split(d_head, [w.numel() for w in used])
+        for gradient, part, w in zip(gradients.head, parts, used, strict=True):
+            gradient.zero_()[: w.shape[0], : w.shape[1]] = part.view_as(w)
         return losses, d_behind
 
     def adam_(
@@ -337,6 +340,14 @@ def _grid(levels: tuple[Level, ...], table: Tensor) -> tuple[Any, ...]:
 def _net(levels: Sequence[Level], first: Tensor, second: Tensor) -> tuple[Any, ...]:
     assert first.shape[1] == 2 * len(levels) and second.shape[1] == first.shape[0], (len(levels), first.shape, second.shape)
     return first.shape[0], second.shape[0], _float(first), _float(second)
+
+
+def _used_part(weights: Sequence[Tensor], outputs: int, inputs: int) -> list[Tensor]:
+    """An MLP's weights without those of the last outputs and inputs, which are padding."""
+    used = [w.detach() for w in weights]
+    used[0] = used[0][:, :inputs]
+    used[-1] = used[-1][:outputs]
+    return used
 
 
 def _layers(weights: Sequence[Tensor]) -> tuple[list[int], Tensor]:

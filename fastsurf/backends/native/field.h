@@ -47,17 +47,20 @@ INLINE void hidden_layer(const FieldWeights& w, const float* h, int points, floa
     for (int k = 0; k < w.hp; k += LANES) store(s + p * w.hp + k, keep_if(vi(load(z + p * w.hp + k) > all(0.0f)), load(w.w2 + k)));
 }
 
-// A tile's `out` (points, op) and t.gradient, blocks of 3. Leaves h in rows, J and u in blocks, z and s in t.
+// A tile's `out` (points, op), h in rows and z in t; with GRADIENT also t.gradient, blocks of 3, J and u in blocks, s in t. u always
+// has to have room.
+template <bool GRADIENT>
 void field_tile(const Grid& grid, const FieldWeights& w, const FieldTile& t, const float* x, int points, float* h, float* jacobian, float* u, float* out) {
   const int n_blocks = blocks_of(points);
   for (int first = 0; first < points; first += TILE)  // u holds h first
-    encode_tile<true>(grid, x + 3 * first, points_in(points, first), u + first * w.ep, w.ep, jacobian + first * 3 * w.width);
+    encode_tile<GRADIENT>(grid, x + 3 * first, points_in(points, first), u + first * w.ep, w.ep, jacobian + first * 3 * w.width);
   for (int b = 0; b < n_blocks; b++) {
     for (int k = w.width; k < w.ep; k++) store(u + (b * w.ep + k) * LANES, all(0.0f));
     block_to_rows(u + b * LANES * w.ep, w.ep, h + b * LANES * w.ep);
   }
-  hidden_layer(w, h, LANES * n_blocks, t.z, t.s);
+  hidden_layer(w, h, LANES * n_blocks, t.z, GRADIENT ? t.s : nullptr);
   gemm<PLAIN>(points, w.op, w.hidden, t.z, w.hp, 1, w.w2t, w.op, out, w.op);
+  if (!GRADIENT) return;
   gemm<PLAIN>(LANES * n_blocks, w.ep, w.hidden, t.s, w.hp, 1, w.w1, w.ep, t.u, w.ep);
   for (int b = 0; b < n_blocks; b++) {
     float* u_block = u + b * LANES * w.ep;
@@ -88,7 +91,7 @@ void field(const Grid& grid, const Net& net, const float* x, int64_t n, int thre
     float* jacobian = saved.h ? saved.jacobian + start * 3 * w.width : t.jacobian;
     float* u = saved.h ? saved.u + start * w.ep : t.blocks;
     float* to = out + start * w.outputs;
-    field_tile(grid, w, t, x + 3 * start, points, h, jacobian, u, w.outputs == w.op ? to : t.out);
+    field_tile<true>(grid, w, t, x + 3 * start, points, h, jacobian, u, w.outputs == w.op ? to : t.out);
     if (w.outputs != w.op) copy(t.out, points, w.outputs, w.op, to, w.outputs);
     for (int b = 0; b < blocks_of(points); b++)
       for (int d = 0; d < 3; d++) store_lanes(gradient + (start + LANES * b) * 3 + d, 3, lanes_in(points, b), load(t.gradient + (3 * b + d) * LANES));

@@ -68,14 +68,19 @@ void samples_in_use(const Step& step, int threads, float* points, int32_t* count
       const int samples = step.t_far[ray] > step.t_near[ray] ? step.samples : 0;
       float* to = points + ray * step.samples * 3;
       int32_t found = 0;
-      for (int i = 0; i < samples; i++) {
-        int64_t cell = 0;
-        for (int axis = 0; axis < 3; axis++) {
-          const float p = o[axis] + t[i] * d[axis];
-          to[3 * found + axis] = p;
-          cell = cell * step.cells + cell_of(p, half_cells, last);
+      for (int k = 0; k < samples; k += RUN) {
+        const int run = samples - k < RUN ? samples - k : RUN;
+        float p[3][RUN];
+        int32_t cell[3][RUN];
+        for (int axis = 0; axis < 3; axis++)
+          for (int i = 0; i < run; i++) {
+            p[axis][i] = o[axis] + t[k + i] * d[axis];
+            cell[axis][i] = cell_of(p[axis][i], half_cells, last);
+          }
+        for (int i = 0; i < run; i++) {
+          for (int axis = 0; axis < 3; axis++) to[3 * found + axis] = p[axis][i];
+          found += step.occupied[(static_cast<int64_t>(cell[0][i]) * step.cells + cell[1][i]) * step.cells + cell[2][i]];
         }
-        found += step.occupied[cell];
       }
       count[ray] = found;
     }

@@ -47,9 +47,10 @@ void mlp_tile(const MlpWeights& w, const float* x, int64_t x_row, int points, fl
   gemm<PLAIN>(points, w.p[w.layers], w.n[last], x, x_row, 1, w.wt[last], w.p[w.layers], y, w.p[w.layers]);
 }
 
-// The way back: adds to `sum`; dx (points, p[0]) may be null. x: rows of p[0]; d = dy: rows of d_row; room: 2 (points, widest).
+// The way back: adds to `sum`; dx (points, p[0]) may be null, its columns before `first` (a multiple of 8) are left out. x: rows of p[0];
+// d = dy: rows of d_row; room: 2 (points, widest).
 void mlp_tile_backward(const MlpWeights& w, const float* x, int points, const float* const* hidden, const float* d, int64_t d_row, float* room, float* sum,
-                       float* dx) {
+                       float* dx, int first = 0) {
   for (int l = w.layers - 1; l > 0; l--) {
     const int row = w.p[l];
     float* next = room + (l & 1) * size_t(points) * w.widest;
@@ -58,7 +59,7 @@ void mlp_tile_backward(const MlpWeights& w, const float* x, int points, const fl
     d = next, d_row = row;
   }
   gemm<ADD>(w.n[1], w.p[0], points, d, 1, d_row, x, w.p[0], sum, w.p[0]);
-  if (dx) gemm<PLAIN>(points, w.p[0], w.n[1], d, d_row, 1, w.w[0], w.p[0], dx, w.p[0]);
+  if (dx) gemm<PLAIN>(points, w.p[0] - first, w.n[1], d, d_row, 1, w.w[0] + first, w.p[0], dx + first, w.p[0]);
 }
 
 void mlp(const int32_t* widths, int layers, const float* weights, const float* x, int64_t n, int threads, float* y, float* hidden) {

@@ -65,7 +65,8 @@ struct StepWork {  // what all threads share
   float* d_behind;
 };
 
-// The field at t.points, `points` of them, a multiple of LANES: level and normal.
+// The field at t.points, `points` of them, a multiple of LANES: level and, where asked for, normal.
+template <bool NORMALS>
 void look(const StepWork& work, const StepTile& t, int points, int64_t packed) {
   float* x = work.x + 3 * packed;
   for (int i = 0; i < 3 * points; i++) {
@@ -73,16 +74,17 @@ void look(const StepWork& work, const StepTile& t, int points, int64_t packed) {
     x[i] = a < 0.0f ? 0.0f : a > 1.0f ? 1.0f : a;
   }
   const FieldTile& f = t.field;
-  field_tile(work.grid, work.field, f, x, points, f.rows, f.jacobian, work.u + packed * work.field.ep, f.out);
+  field_tile<NORMALS>(work.grid, work.field, f, x, points, f.rows, f.jacobian, work.u + packed * work.field.ep, f.out);
   for (int i = 0; i < points; i += LANES) {
     vf p[3], g[3];
     load_points(t.points + 3 * i, LANES, p);
     const vf r = square_root(p[0] * p[0] + p[1] * p[1] + p[2] * p[2]), radius = r < all(1e-6f) ? all(1e-6f) : r;
+    store(t.level + i, load_lanes(f.out + i * work.field.op, work.field.op, LANES) + (work.step.prior_radius - radius));
+    if (!NORMALS) continue;
     UNROLL for (int d = 0; d < 3; d++) g[d] = load(f.gradient + 3 * i + d * LANES) * 0.5f - p[d] / radius;
     const vf norm = square_root(g[0] * g[0] + g[1] * g[1] + g[2] * g[2]), inverse = 1.0f / (norm < all(1e-12f) ? all(1e-12f) : norm);
     UNROLL for (int d = 0; d < 3; d++) store_lanes(t.normal + 3 * i + d, 3, LANES, -g[d] * inverse);
     store(t.inverse + i, inverse);
-    store(t.level + i, load_lanes(f.out + i * work.field.op, work.field.op, LANES) + (work.step.prior_radius - radius));
   }
 }
 
@@ -187,7 +189,11 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
   }
   starts[end - first] = points;
   const int rows = fill_up(t.points, points);
-  look(work, t, rows, packed);
+  const bool normals = work.step.inputs & NORMAL;
+  if (normals)
+    look<true>(work, t, rows, packed);
+  else
+    look<false>(work, t, rows, packed);
   for (int i = 0; i < rows; i += LANES) store(t.alpha + i, sigmoid(work.step.sharpness * load(t.level + i)));
 
   for (int64_t ray = first; ray < end; ray++) {
@@ -204,18 +210,19 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
   fill_zero(t.d_out, size_t(rows) * w.op);
   for (int64_t ray = first; ray < end; ray++) blame_ray(work, t, ray, starts[ray - first], starts[ray - first + 1], totals);
 
-  mlp_tile_backward(head, t.in, bright, t.hidden, t.d_y, y_row, t.room, d_head, t.d_in);
+  mlp_tile_backward(head, t.in, bright, t.hidden, t.d_y, y_row, t.room, d_head, t.d_in, HARMONICS);
   float* q = work.q + 3 * packed;
   fill_zero(q, 3 * size_t(rows));
+  if (!normals) fill_zero(work.u + packed * w.ep, size_t(rows) * w.ep);  // there it has no use, and held h
   for (int r = 0; r < bright; r++) {
     const int i = t.bright[r];
     const float* d = t.d_in + r * head.p[0] + HARMONICS;
     if (work.step.inputs & FEATURE)
       for (int k = 0; k < features; k++) t.d_out[i * w.op + 1 + k] = d[k];
-    if (work.step.inputs & NORMAL) blame_normal(t, i, d + features, q + 3 * i);
+    if (normals) blame_normal(t, i, d + features, q + 3 * i);
   }
   const FieldTile& f = t.field;
-  field_tile_backward(w, f, f.rows, f.jacobian, rows, t.d_out, w.op, q, work.g_h + packed * w.ep, d1, d2);
+  field_tile_backward(w, f, f.rows, f.jacobian, rows, t.d_out, w.op, normals ? q : nullptr, work.g_h + packed * w.ep, d1, d2);
 }
 
 // Pairs first .. end - 1: the normals at the surface in the first half of the rows, those close to it in the second.
@@ -224,7 +231,7 @@ void pair_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t e
   const int pairs = int(end - first);
   for (int side = 0; side < 2; side++) copy(s.pairs + 3 * (side * s.n_pairs + first), 1, 3 * pairs, 0, t.points + 3 * pairs * side, 0);
   const int rows = fill_up(t.points, 2 * pairs);
-  look(work, t, rows, packed);
+  look<true>(work, t, rows, packed);
   float* q = work.q + 3 * packed;
   fill_zero(q, 3 * size_t(rows));
   for (int i = 0; i < pairs; i++) {
@@ -308,7 +315,9 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   });
   w.sum_gradients(sums, segments, stride, result.d_w1, result.d_w2);
   head.sum_gradients(sums + field_floats, segments, stride, result.d_head);
-  scatter_columns(grid, x, int64_t(packed), threads, {g_h, LANES * w.ep, LANES, 1}, {u, LANES * w.ep, LANES, 1}, q, result.d_table);
+  const bool second_order = step.inputs & NORMAL || step.n_pairs;
+  const Columns first{g_h, LANES * w.ep, LANES, 1}, second{u, LANES * w.ep, LANES, 1};
+  scatter_columns(grid, x, int64_t(packed), threads, first, second, second_order ? q : nullptr, result.d_table);
 
   Totals all_rays;
   for (int64_t k = 0; k < segments; k++) {
