@@ -132,7 +132,8 @@ class _Lattice:
             if last is not None:
                 slab[0], wanted[0] = last, False
             fresh = np.flatnonzero(wanted)
-            points = np.stack([fresh // (r + 1) ** 2 + x, fresh // (r + 1) % (r + 1), fresh % (r + 1)], 1)
+            rows, z = np.divmod(fresh.astype(np.int32 if wanted.size < 1 << 31 else np.int64), r + 1)
+            points = np.stack([rows // (r + 1) + x, rows % (r + 1), z], 1)
             use = self.in_use(*points.T)
             slab.reshape(-1)[fresh[use]] = self.evaluate(points[use])
             for y in range(0, r, _BLOCK):
