@@ -54,7 +54,7 @@ class OccupancyField(nn.Module):
 
     def sample(self, x: Tensor, backend: Backend) -> FieldSample:
         """Level, feature and normal at x (n, 3), differentiable with respect to the parameters."""
-        out, gradient = backend.field(self._unit(x), self.table, self.levels, self._weights())
+        out, gradient = backend.field(self._unit(x), self.table, self.levels, self.weights())
         radius = x.norm(dim=-1, keepdim=True).clamp(min=1e-6)
         gradient = gradient * 0.5 - x / radius  # to scene units, and the prior's
         level = out[:, 0] + (self.config.prior_radius - radius[:, 0])
@@ -63,7 +63,7 @@ class OccupancyField(nn.Module):
     @torch.no_grad()
     def level(self, x: Tensor, backend: Backend) -> Tensor:
         """The level alone (n,), without gradients."""
-        g = backend.field_value(self._unit(x), self.table, self.levels, self._weights())
+        g = backend.field_value(self._unit(x), self.table, self.levels, self.weights())
         level: Tensor = g + (self.config.prior_radius - x.norm(dim=-1))
         return level
 
@@ -71,13 +71,14 @@ class OccupancyField(nn.Module):
         self, rays: Rays, lattice: Tensor, count: Tensor, step: float, secant_steps: int, backend: Backend
     ) -> tuple[Tensor, Tensor]:
         """`surface.search` for this level."""
-        grid, net = (self.table, self.levels), self._weights()
+        grid, net = (self.table, self.levels), self.weights()
         return backend.first_crossing(rays, lattice, count, step, secant_steps, self.config.prior_radius, *grid, net)
 
     def _unit(self, x: Tensor) -> Tensor:
         return (x.detach() * 0.5 + 0.5).clamp(0.0, 1.0)
 
-    def _weights(self) -> tuple[Tensor, Tensor]:
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """The MLP's, with the levels that are not yet in use faded."""
         if self.complete and not self.w1.is_cuda:  # on a GPU the product stays, for a recorded step is the same at any progress
             return self.w1, self.w2
         return self.w1 * self.fade, self.w2

@@ -42,12 +42,16 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(self, level_fn: LevelFn, generator: torch.Generator, everywhere: bool = False) -> None:
-        """Look at one jittered point in every cell in use or beside one, and in an eighth of the others (or in all)."""
+        """Look at one jittered point in every cell in use or beside one, and in an eighth of the others (or in all).
+
+        Cells deep in the solid count as others: rays stop before them, and their neighbours tell when the surface comes near.
+        """
         g, device = self.config.resolution, self.occupied.device
         if everywhere:
             cells = torch.arange(g**3, device=device)
         else:
-            chosen = self.occupied.flatten() | (torch.rand(g**3, generator=generator, device=device) < 0.125)
+            deep = ~dilate(self.values < 0.5)
+            chosen = (self.occupied & ~deep).flatten() | (torch.rand(g**3, generator=generator, device=device) < 0.125)
             cells = chosen.nonzero()[:, 0]
         corner = torch.stack([cells // (g * g), cells // g % g, cells % g], 1)
         points = (corner + torch.rand(len(cells), 3, generator=generator, device=device)) * (2.0 / g) - 1.0

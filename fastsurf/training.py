@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .backends import Backend
+from .backends import Backend, FusedBackend
 from .compositing import Rendering
 from .errors import BackendError
+from .fused import FusedStep
 from .hooks import TrainState
 from .losses import color_loss, mask_loss, smooth_loss
 from .model import Model
@@ -44,6 +45,7 @@ class Training:
         self.seconds = 0.0  # of training
         self.squared_error = 1.0  # running mean, per channel
         self.learn: Callable[[], Tensor] | None = None  # `learn(self)`, or a recording of it
+        self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) else None  # None: by autograd
         self.note = ""  # for the user, once training has begun
 
     def prepare(self) -> Callable[[], Tensor]:
@@ -129,8 +131,10 @@ def learn(run: Training) -> Tensor:
     batch = run.scene.sample(run.rays, generator, config.train.foreground)
     behind = background_color(model, batch.rays, generator)
     samples = Samples(config.sampling.front, config.sampling.interval, generator)
-    rendering, found = render_unified(batch.rays, model, model.interval, samples, lambda _: behind)
     target = on_background(batch, behind)
+    if run.fused is not None:
+        return run.fused(batch, behind, target, samples, config.loss)
+    rendering, found = render_unified(batch.rays, model, model.interval, samples, lambda _: behind)
     losses = torch.stack(_losses(run, rendering, target, batch, found))
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():

@@ -107,7 +107,7 @@ def test_places_do_not_depend_on_the_field_scale() -> None:
     np.testing.assert_array_equal(a[1], b[1])
 
 
-def test_only_the_neighbourhood_of_occupied_cells_is_evaluated_and_each_point_once() -> None:
+def test_only_the_neighbourhood_of_occupied_cells_is_evaluated() -> None:
     level, cells, seen, progress = sphere(0.3), near(sphere(0.3)), [], []
 
     def watched(x: Tensor) -> Tensor:
@@ -117,8 +117,8 @@ def test_only_the_neighbourhood_of_occupied_cells_is_evaluated_and_each_point_on
 
     extract(watched, cells, 128, closed=True, on_progress=progress.append)
     points = torch.cat(seen)
-    assert len(points.unique(dim=0)) == len(points) < 0.1 * 129**3
-    assert len(seen) <= 5  # one batch a slab at this size
+    assert len(points) < 0.1 * 129**3
+    assert len(seen) <= 6  # the coarse lattice, and one batch a slab at this size
     assert points.norm(dim=1).max() < 0.3 + 4 * np.sqrt(3) * 2 / 32
     assert progress == sorted(progress) and progress[-1] == 1
 

@@ -1,83 +1,247 @@
 #!/usr/bin/env python3
-"""How fast the native backend is against the PyTorch reference, on this machine and in one run.
+"""How fast fastsurf is on this CPU, beside what the CPU can do at most.
 
-    python tools/benchmark.py [--rays 1024] [--repeats 7] [--threads 0]
+    python tools/benchmark.py step|march|mesh|end-to-end [--json FILE] [--repeats 7]
 
-Candidates take turns, so that other load hits them alike; medians and their ratios are printed. Ratios carry over, times don't. Each
-phase of a training step is timed on a small made scene after some training, and then the whole step.
+Candidates take turns in one process, so that other load hits them alike; medians are compared. Ratios carry over, times don't.
+
+    step        a training step, 4096 rays x 24 samples, 12 levels of 2^17, 2 threads: the fused step against eager PyTorch autograd
+    march       what the search for surfaces and the grid's updates take of a training step as it runs by default
+    mesh        a mesh at 512^3 against evaluating the field in all its cells
+    end-to-end  `reconstruct` of a small made scene, phase by phase
 """
 
 import argparse
+import ctypes
+import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastsurf.backends import choose_backend
+from fastsurf.backends.native import NativeBackend
+from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.config import load_config
 from fastsurf.demo_scene import make_scene
+from fastsurf.fused import FusedStep
+from fastsurf.mesh import extract
 from fastsurf.model import Model
-from fastsurf.rays import Batch
-from fastsurf.reconstruction import fit_to
-from fastsurf.render import Samples, find, render_unified
+from fastsurf.rays import Batch, make_rays
+from fastsurf.reconstruction import fit_to, reconstruct
+from fastsurf.render import Samples, find
 from fastsurf.scene import load_scene
-from fastsurf.training import Training, train
+from fastsurf.training import Training, background_color, learn, on_background, train
 
-WARM_UP = 150  # native steps before anything is timed, so that the grid has culled what is empty
+WARM_UP = 300  # steps before anything is timed, so that there is a surface and the grid has culled what is empty
+FOR_EVER = 100_000
+SETS = [f"train.steps={FOR_EVER}", "field.levels=12", "field.log2_entries=17", "sampling.front=8", "sampling.interval=16"]
+RAYS = 4096
+NO_NORMALS = ["color.inputs=x,h,d", "loss.smooth=0"]
+HERE = Path(__file__).parent
+
+
+class Eager(ReferenceBackend):
+    """PyTorch and its autograd alone, the normal too."""
+
+    normals = True
+
+    def field(self, x, table, levels, weights):
+        x = x.detach().requires_grad_(self.normals)
+        out = self.mlp(self.encode(x, table, levels), weights)
+        if not self.normals:
+            return out, torch.ones_like(x)
+        return out, torch.autograd.grad(out[:, 0].sum(), x, create_graph=True)[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rays", type=int, default=1024)
+    parser.add_argument("what", choices=["step", "march", "mesh", "end-to-end", "memory"])
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args()
-    threads = args.threads or torch.get_num_threads()
+    figures = {"step": step, "march": march, "mesh": mesh, "end-to-end": end_to_end, "memory": memory}[args.what](args.repeats)
+    for name, value in figures.items():
+        print(f"{name:28}{value:12.3f}")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def step(repeats: int) -> dict[str, float]:
+    """Rendering, losses and gradients of one batch whose samples are placed already by the same search."""
+    one, two, eager = NativeBackend(1), NativeBackend(2), Eager()
+    with_normals, without = trained(two), trained(two, NO_NORMALS)
+    candidates = {
+        "fused": work(with_normals, two), "fused, 1 thread": work(with_normals, one), "eager": work(with_normals, eager),
+        "fused without normals": work(without, two), "eager without normals": work(without, eager),
+        "autograd, native kernels": work(with_normals, two, fused=False),
+    }  # fmt: skip
+    a, b = torch.randn(2, 2048, 2048)
+    x, weights = torch.randn(65536, 48), [torch.randn(shape, requires_grad=True) for shape in ((64, 48), (64, 64), (16, 64))]
+    d = torch.randn(65536, 16)
+    candidates["sgemm"] = lambda: a @ b
+    candidates["mlp"] = lambda: torch.autograd.grad(two.mlp(x, weights), weights, d)
+    ms = interleaved(candidates, repeats)
+    sgemm = 2 * 2048**3 / ms["sgemm"] / 1e6
+    mlp = 2 * 65536 * (3 * (64 * 48 + 64 * 64 + 16 * 64) - 64 * 48) / ms["mlp"] / 1e6  # no gradient of x
+    samples = RAYS * (with_normals.config.sampling.front + with_normals.config.sampling.interval)
+    alone = float(run_python("-c", "import torch; print([line for line in open('/proc/self/status') if 'VmHWM' in line][0].split()[1])"))
+    return {
+        **limits(), "sgemm_gflops": sgemm, "mlp_gflops": mlp, "samples": float(samples), **{f"ms: {name}": t for name, t in ms.items()},
+        "fused_over_eager": ms["eager without normals"] / ms["fused without normals"],
+        "fused_over_eager_normals": ms["eager"] / ms["fused"],
+        "fused_over_autograd": ms["autograd, native kernels"] / ms["fused"],
+        "normals_over_no_normals": ms["fused"] / ms["fused without normals"],
+        "mlp_over_sgemm": mlp / sgemm,
+        "threads_2_over_1": ms["fused, 1 thread"] / ms["fused"],
+        "rss_over_import_mib": float(run_python(__file__, "memory").split()[1]) - alone / 1024,
+    }  # fmt: skip
+
+
+def march(repeats: int) -> dict[str, float]:
+    """Search, grid update (one in sixteen steps) and whole steps, by default 1024 rays."""
+    run = trained(NativeBackend(2))
+    model, generator = run.model, run.generator
+    batch = run.scene.sample(run.rays, generator, run.config.train.foreground)
+
+    def whole() -> None:
+        learn(run)
+        run.optimizer.step(run.progress())
+
+    ms = interleaved({"search": lambda: find(batch.rays, model, generator), "update": lambda: model.update_grid(generator), "step": whole}, repeats)
+    each = ms["update"] / run.config.grid.update_every
+    return {"ms: search": ms["search"], "ms: update": ms["update"], "ms: step": ms["step"] + each,
+            "march_share": (ms["search"] + each) / (ms["step"] + each)}  # fmt: skip
+
+
+def mesh(repeats: int) -> dict[str, float]:
+    """The dense evaluation is timed on a part of the cells."""
+    model, resolution, part = trained(NativeBackend(2), ["train.steps=1000"]).model, 512, 1 << 21
+    model.update_grid(torch.Generator().manual_seed(0), everywhere=True)
+    x = torch.rand(part, 3) * 2 - 1
+    ms = interleaved({"extract": lambda: extract(model.level, model.occupied, resolution, True), "part": lambda: model.level(x)}, min(repeats, 3))
+    dense = ms["part"] * (resolution + 1) ** 3 / part
+    return {"ms: extract": ms["extract"], "ms: dense": dense, "mesh_over_dense": dense / ms["extract"]}
+
+
+def end_to_end(repeats: int) -> dict[str, float]:
+    """One run of 1000 steps, from photographs to the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_scene(Path(folder) / "scene", views=16, test=0, size=160)
+        result = reconstruct(Path(folder) / "scene", load_config(None, ["train.steps=1000"]), run=Path(folder) / "run")
+    assert result.state is not None
+    seconds = {f"seconds: {name}": t for name, t in result.seconds.items()}
+    return {**seconds, "steps_per_minute": 60_000 / result.seconds["train"], "psnr": result.state.psnr}
+
+
+def memory(repeats: int) -> dict[str, float]:
+    """Peak memory of a process that does nothing but fused steps, on rays towards the untrained sphere."""
+    backend, n = NativeBackend(2), RAYS
+    model = Model(load_config(None, [*SETS, "field.finest_resolution=1003"]), backend, "random")
+    towards = torch.rand(n, 3) - 0.5
+    origins = torch.nn.functional.normalize(torch.randn(n, 3), dim=1) * 3
+    rays = make_rays(origins, torch.nn.functional.normalize(towards - origins, dim=1))
+    fused, color = FusedStep(model, backend), torch.rand(n, 3)
+    for _ in range(3):
+        fused(Batch(rays, color, color[:, 0]), color, color, Samples(8, 16, torch.Generator()), model.config.loss)
+    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory as well
+    return {"peak_mib": float(status.split("VmHWM:")[1].split()[0]) / 1024}
+
+
+def run_python(*arguments: str) -> str:
+    """What a fresh interpreter prints."""
+    return subprocess.run([sys.executable, *arguments], capture_output=True, check=True, text=True).stdout
+
+
+def trained(backend: NativeBackend, sets: list[str] | None = None) -> Training:
+    """A run on a small made scene after some steps, or at the end of those that are set."""
     with tempfile.TemporaryDirectory() as folder:
         make_scene(Path(folder), views=16, test=0, size=160)
         scene = load_scene(folder)
-        config = fit_to(scene, load_config(None, ["train.steps=100000", f"train.rays={args.rays}"]))
-        backends = {"native": choose_backend("native", threads), "reference": choose_backend("reference")}
-        runs = {name: Training(scene, Model(config, backend, "random"), backend) for name, backend in backends.items()}
-        torch.set_num_threads(1)
-        for state in train(runs["native"]):
-            if state.step == WARM_UP:
-                break
-        runs["reference"].model.load_state_dict(runs["native"].model.state_dict())
-        for run in runs.values():
-            run.step = WARM_UP + 1  # no grid update among the timed steps
-        batch = scene.sample(args.rays, torch.Generator().manual_seed(0), 0.75)
-        print(f"{args.rays} rays x {config.sampling.front + config.sampling.interval} samples, {config.field.levels} levels of 2^"
-              f"{config.field.log2_entries}, {backends['native'].detail}; medians of {args.repeats}, milliseconds")
-        print(f"{'':14}{'native':>10}{'reference':>12}{'ratio':>8}")
-        for phase in ("search", "render", "step"):
-            times: dict[str, list[float]] = {name: [] for name in runs}
-            for _ in range(args.repeats + 1):
-                for name, run in runs.items():
-                    torch.set_num_threads(1 if name == "native" else threads)
-                    times[name].append(timed(work(phase, run, batch)))
-            native, reference = (1000 * statistics.median(times[name][1:]) for name in runs)
-            print(f"{phase:14}{native:10.1f}{reference:12.1f}{reference / native:8.1f}")
+    torch.set_num_threads(1)
+    run = Training(scene, Model(fit_to(scene, load_config(None, [*SETS, *(sets or [])])), backend, "random"), backend)
+    for state in train(run):
+        if state.step == WARM_UP and run.config.train.steps == FOR_EVER:
+            break
+    return run
 
 
-def work(phase: str, run: Training, batch: Batch) -> Callable[[], object]:
-    """What is timed: the search for surfaces, the rendering of a batch (search included), or a training step."""
-    model, samples = run.model, Samples(run.config.sampling.front, run.config.sampling.interval)
-    if phase == "search":
-        return lambda: find(batch.rays, model)
-    if phase == "render":
-        return lambda: render_unified(batch.rays, model, model.width, samples, lambda rays: torch.ones(len(rays), 3))
-    return lambda: next(train(run))
+def work(run: Training, backend: NativeBackend | ReferenceBackend, fused: bool = True) -> Callable[[], object]:
+    """A step on RAYS rays. Every candidate looks for surfaces with the native kernels: that part is the same, and timed by `march`."""
+    config = replace(run.config, train=replace(run.config.train, rays=RAYS))
+    model = Model(config, backend, "random")
+    model.load_state_dict(run.model.state_dict())
+    model.set_progress(run.progress())
+    generator = torch.Generator().manual_seed(0)
+    batch = run.scene.sample(RAYS, generator, config.train.foreground)
+    behind = background_color(model, batch.rays, generator)
+    found = find(batch.rays, run.model, generator)
+    model.first_crossing = lambda *_: found  # type: ignore[method-assign]
+    twin = Training(run.scene, model, backend)
+    twin.scene = Fixed(batch)
+    if not fused:
+        twin.fused = None
+    if isinstance(backend, Eager):
+        backend = twin.backend = model.backend = Eager()
+        backend.normals = "n" in model.head.used
+    assert on_background(batch, behind).shape == (RAYS, 3)
+
+    def go() -> Tensor:
+        torch.set_num_threads(2 if isinstance(backend, Eager) else 1)
+        numbers = learn(twin)
+        for p in model.parameters():
+            p.grad = None
+        return numbers
+
+    return go
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+class Fixed:
+    """A scene that always shows the same pixels."""
+
+    def __init__(self, batch):
+        self.batch, self.masks = batch, batch.mask
+
+    def sample(self, *_):
+        return self.batch
+
+
+def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median milliseconds of each, after one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(repeats + 1):
+        for name, function in candidates.items():
+            torch.set_num_threads(2)
+            start = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - start)
+    return {name: 1000 * statistics.median(t[1:]) for name, t in times.items()}
+
+
+def limits() -> dict[str, float]:
+    """Of the machine, where a compiler can be found."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "limits.so"
+        try:
+            flags = ["-O3", "-mavx2", "-mfma", "-std=c++17", "-shared", "-fPIC", "-pthread"]
+            subprocess.run(["c++", *flags, str(HERE / "limits.cpp"), "-o", str(library)], check=True)
+            c = ctypes.CDLL(str(library))
+        except (OSError, subprocess.CalledProcessError) as e:
+            print(f"the machine's limits are not measured: {e}")
+            return {}
+        c.fma_peak.restype = c.gather_rate.restype = ctypes.c_double
+        return {
+            "fma_peak_gflops": c.fma_peak(2) / 1e9,
+            "gather_1mib_m_per_s": c.gather_rate(2, 17) / 1e6,
+            "gather_8mib_m_per_s": c.gather_rate(2, 20) / 1e6,
+        }
 
 
 if __name__ == "__main__":

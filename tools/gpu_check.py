@@ -567,10 +567,11 @@ def evaluated(run: Training) -> int:
     """Points of one step at which the field is evaluated with normals; where that isn't all, the rest lie in empty cells."""
     counted = Counted(run.backend)
     run.model.backend, kept = counted, run.model.backend  # type: ignore[assignment]
+    run.fused, fused = None, run.fused
     try:
         learn(run)
     finally:
-        run.model.backend = kept
+        run.model.backend, run.fused = kept, fused
         run.model.zero_grad()
     return counted.points
 

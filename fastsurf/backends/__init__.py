@@ -6,7 +6,7 @@ the reference) and laid out the same on all: `table (n_entries, 2)` as in `encod
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -96,6 +96,58 @@ class Backend(Protocol):
         self, p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, rate: float, betas: tuple[float, float], eps: float
     ) -> None:
         """One Adam step in place, with bias correction; `step` counts from 1 (Kingma and Ba 2015)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a training step sees: rays with samples on them, what they should show, and how deviations weigh."""
+
+    rays: Rays
+    t: Tensor  # (n_rays, n_samples) distances of the samples
+    occupied: Tensor  # (g, g, g) bool; samples elsewhere have alpha 0
+    behind: Tensor  # (n_rays, 3) colour of the background
+    target: Tensor  # (n_rays, 3)
+    mask: Tensor | None  # (n_rays,); None: the opacity is not judged
+    pairs: Tensor  # (2, n_pairs, 3) points whose normals should agree
+    weights: tuple[float, float, float]  # of the losses: color, mask, smooth
+    least_weight: float  # samples that weigh less have no colour
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Field and colour head, as `field` and `mlp` take them."""
+
+    table: Tensor
+    levels: Sequence[Level]
+    w1: Tensor
+    w2: Tensor
+    head: Sequence[Tensor]
+    inputs: set[str]  # of the head that are not zero: d, h, n, x
+    prior_radius: float
+    sharpness: float
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Room for the gradients of the parameters of the same names."""
+
+    table: Tensor
+    w1: Tensor
+    w2: Tensor
+    head: Sequence[Tensor]
+
+
+@runtime_checkable
+class FusedBackend(Backend, Protocol):
+    """One that also does a whole training step in one call."""
+
+    def train_step(self, look: Look, parameters: Parameters, gradients: Gradients) -> tuple[Tensor, Tensor]:
+        """Render, compare, and overwrite `gradients` with those of the sum of the losses (losses.py).
+
+        Returns:
+            the losses color, mask and smooth, weighed, and the mean squared error: (4,); and the gradient of `look.behind`.
+        """
         ...
 
 

@@ -19,10 +19,12 @@ from ..compositing import weights_of
 from ..encoding import Level
 from ..errors import BackendError
 from ..rays import Rays
+from . import Gradients, Look, Parameters
 
-ABI = 3
+ABI = 4
 SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
 LIBRARY = "_fastsurf_native"
+COLORS, HARMONICS = 3, 16  # outputs of the colour head that count, and its inputs for the direction
 PROBLEMS = {
     1: "out of memory",
     2: "this processor lacks the instruction set",
@@ -38,6 +40,25 @@ class _Level(ctypes.Structure):
         ("size", ctypes.c_uint32),
         ("hashed", ctypes.c_int32),
     )
+
+
+class _Step(ctypes.Structure):
+    """native.h's Step."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("rays_o", "rays_d", "t_near", "t_far", "t")),
+        *((name, ctypes.c_void_p) for name in ("occupied", "behind", "target", "mask", "pairs")),
+        *((name, ctypes.c_int64) for name in ("n", "n_pairs")),
+        *((name, ctypes.c_int32) for name in ("samples", "cells")),
+        *((name, ctypes.c_float) for name in ("prior_radius", "sharpness", "least_weight", "color_weight", "mask_weight", "smooth_weight")),
+        ("inputs", ctypes.c_int32),
+    )
+
+
+class _StepResult(ctypes.Structure):
+    """native.h's StepResult."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("losses", "d_table", "d_w1", "d_w2", "d_head", "d_behind"))
 
 
 class NativeBackend:
@@ -130,6 +151,35 @@ class NativeBackend:
         """See `Backend.weights_of`."""
         return weights_of(alphas)
 
+    def train_step(self, look: Look, parameters: Parameters, gradients: Gradients) -> tuple[Tensor, Tensor]:
+        """See `FusedBackend.train_step`."""
+        rays, p = look.rays, parameters
+        n, cells = len(rays), look.occupied.shape[0]
+        assert look.t.ndim == 2 and look.pairs.ndim == 3 and look.pairs.shape[::2] == (2, 3), (look.t.shape, look.pairs.shape)
+        assert look.occupied.dtype == torch.bool and look.occupied.shape == (cells, cells, cells), look.occupied.shape
+        bundle = [_points(rays.origins), _points(rays.directions), _float(rays.t_near), _float(rays.t_far), _float(look.t)]
+        colors = [_points(look.behind), _points(look.target), None if look.mask is None else _float(look.mask)]
+        assert all(len(a) == n for a in (*bundle, *colors) if a is not None), [a.shape for a in (*bundle, *colors) if a is not None]
+        used = _used_part(p.head, COLORS, HARMONICS + p.w2.shape[0] - 1 + 6)
+        widths, head = _layers(used)
+        losses, d_behind, d_head = torch.empty(4), torch.empty(n, 3), torch.empty_like(head)
+        held = [*bundle, look.occupied.contiguous(), *colors, _float(look.pairs)]
+        step = _Step(
+            *(None if a is None else a.data_ptr() for a in held), n, look.pairs.shape[1], look.t.shape[1], cells,
+            p.prior_radius, p.sharpness, look.least_weight, *look.weights, sum(1 << "dhnx".index(key) for key in p.inputs),
+        )  # fmt: skip
+        into = [losses, gradients.table, gradients.w1, gradients.w2, d_head, d_behind]
+        for a, b in zip(into[1:4], (p.table, p.w1, p.w2), strict=True):
+            assert a.shape == b.shape and a.is_contiguous() and a.dtype == torch.float32, (a.shape, b.shape, a.dtype)
+        result = _StepResult(*(a.data_ptr() for a in into))
+        field = (*_grid(tuple(p.levels), p.table), *_net(p.levels, p.w1, p.w2))
+        layout = (ctypes.c_int32 * len(widths))(*widths)
+        self._call("train_step", *field, layout, len(p.head), head, ctypes.byref(step), ctypes.byref(result))
+        parts = torch.split(d_head, [w.numel() for w in used])
+        for gradient, part, w in zip(gradients.head, parts, used, strict=True):
+            gradient.zero_()[: w.shape[0], : w.shape[1]] = part.view_as(w)
+        return losses, d_behind
+
     def adam_(
         self, p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, rate: float, betas: tuple[float, float], eps: float
     ) -> None:
@@ -188,9 +238,9 @@ class _Field(Function):
 class _Mlp(Function):
     @staticmethod
     def forward(ctx: Any, backend: NativeBackend, x: Tensor, *weights: Tensor) -> Tensor:
-        n, widths = len(x), [x.shape[1], *(w.shape[0] for w in weights)]
-        assert [w.shape[1] for w in weights] == widths[:-1], [x.shape, *(w.shape for w in weights)]
-        x, packed = _float(x), torch.cat([_float(w).flatten() for w in weights])
+        n, (widths, packed) = len(x), _layers(weights)
+        assert x.shape[1] == widths[0], (x.shape, widths)
+        x = _float(x)
         y, hidden = torch.empty(n, widths[-1]), None
         if any(ctx.needs_input_grad):
             hidden = torch.empty(n * sum(_up(w) for w in widths[1:-1]))
@@ -292,6 +342,21 @@ def _net(levels: Sequence[Level], first: Tensor, second: Tensor) -> tuple[Any, .
     return first.shape[0], second.shape[0], _float(first), _float(second)
 
 
+def _used_part(weights: Sequence[Tensor], outputs: int, inputs: int) -> list[Tensor]:
+    """An MLP's weights without those of the last outputs and inputs, which are padding."""
+    used = [w.detach() for w in weights]
+    used[0] = used[0][:, :inputs]
+    used[-1] = used[-1][:outputs]
+    return used
+
+
+def _layers(weights: Sequence[Tensor]) -> tuple[list[int], Tensor]:
+    """Widths of an MLP from its inputs on, and its weights one after the other."""
+    widths = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+    assert [w.shape[1] for w in weights] == widths[:-1], [w.shape for w in weights]
+    return widths, torch.cat([_float(w).flatten() for w in weights])
+
+
 @lru_cache(maxsize=64)
 def _levels(levels: tuple[Level, ...]) -> tuple[Any, int]:
     packed = (_Level * len(levels))(*(_Level(v.scale, v.resolution, v.offset, v.size, v.hashed) for v in levels))
@@ -338,6 +403,7 @@ def _load() -> ctypes.CDLL:
         "mlp": [pointer, i32, pointer, *points, *[pointer] * 2],
         "mlp_backward": [pointer, i32, pointer, *points, *[pointer] * 4],
         "first_crossing": [*grid, *net, f32, *[pointer] * 4, i64, pointer, pointer, i64, f32, i32, pointer, pointer],
+        "train_step": [*grid, *net, *[pointer, i32, pointer], *[pointer] * 2],
         "adam": [*[pointer] * 4, i64, *[f32] * 5],
         "occupied_steps": [*[pointer] * 4, i64, pointer, i32, f32, i64, pointer, pointer],
     }

@@ -50,7 +50,7 @@ int guarded(int set, bool sound, F body) {
 
 }  // namespace
 
-API int fastsurf_abi() { return 3; }
+API int fastsurf_abi() { return 4; }
 
 API int fastsurf_has(int set) { return kernels_for(set) != nullptr; }
 
@@ -114,7 +114,7 @@ API int fastsurf_first_crossing(int set, int threads, const Level* levels, int n
 }
 
 API int fastsurf_mlp(int set, int threads, const int32_t* widths, int layers, const float* weights, const float* x, int64_t n, float* y, float* hidden) {
-  return guarded(set, layers >= 1 && layers <= 16, [&](const Kernels& k) {
+  return guarded(set, layers >= 1 && layers <= 17, [&](const Kernels& k) {
     k.mlp(widths, layers, weights, x, n, threads, y, hidden);
     return true;
   });
@@ -122,8 +122,19 @@ API int fastsurf_mlp(int set, int threads, const int32_t* widths, int layers, co
 
 API int fastsurf_mlp_backward(int set, int threads, const int32_t* widths, int layers, const float* weights, const float* x, int64_t n, const float* hidden,
                               const float* dy, float* dx, float* d_weights) {
-  return guarded(set, layers >= 1 && layers <= 16, [&](const Kernels& k) {
+  return guarded(set, layers >= 1 && layers <= 17, [&](const Kernels& k) {
     k.mlp_backward(widths, layers, weights, x, n, threads, hidden, dy, dx, d_weights);
+    return true;
+  });
+}
+
+API int fastsurf_train_step(int set, int threads, const Level* levels, int n_levels, const float* table, int64_t entries, int hidden, int outputs,
+                            const float* w1, const float* w2, const int32_t* widths, int layers, const float* head, const Step* step,
+                            const StepResult* result) {
+  const bool sound = fits(levels, n_levels, entries) && hidden > 0 && outputs > 0 && layers >= 1 && layers <= 17 && widths[0] >= 16 + outputs + 5 &&
+                     widths[layers] >= 3 && step->n >= 0 && step->n_pairs >= 0 && step->samples >= 0 && step->cells > 0;
+  return guarded(set, sound, [&](const Kernels& k) {
+    k.train_step({levels, n_levels, table, entries}, {hidden, outputs, w1, w2}, widths, layers, head, *step, threads, *result);
     return true;
   });
 }

@@ -58,3 +58,31 @@ bool occupied_steps(const float* rays_o, const float* rays_d, const float* t_nea
   });
   return bounded.load();
 }
+
+void samples_in_use(const Step& step, int threads, float* points, int32_t* count) {
+  constexpr int64_t RAYS = 64;
+  const float half_cells = static_cast<float>(step.cells) / 2.0f, last = static_cast<float>(step.cells - 1);
+  parallel(threads, (step.n + RAYS - 1) / RAYS, 0, [=, &step](int64_t task, float*) {
+    for (int64_t ray = task * RAYS; ray < step.n && ray < (task + 1) * RAYS; ray++) {
+      const float *o = step.rays_o + 3 * ray, *d = step.rays_d + 3 * ray, *t = step.t + ray * step.samples;
+      const int samples = step.t_far[ray] > step.t_near[ray] ? step.samples : 0;
+      float* to = points + ray * step.samples * 3;
+      int32_t found = 0;
+      for (int k = 0; k < samples; k += RUN) {
+        const int run = samples - k < RUN ? samples - k : RUN;
+        float p[3][RUN];
+        int32_t cell[3][RUN];
+        for (int axis = 0; axis < 3; axis++)
+          for (int i = 0; i < run; i++) {
+            p[axis][i] = o[axis] + t[k + i] * d[axis];
+            cell[axis][i] = cell_of(p[axis][i], half_cells, last);
+          }
+        for (int i = 0; i < run; i++) {
+          for (int axis = 0; axis < 3; axis++) to[3 * found + axis] = p[axis][i];
+          found += step.occupied[(static_cast<int64_t>(cell[0][i]) * step.cells + cell[1][i]) * step.cells + cell[2][i]];
+        }
+      }
+      count[ray] = found;
+    }
+  });
+}

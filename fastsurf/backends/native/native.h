@@ -59,6 +59,30 @@ struct Saved {      // what a forward pass of the field leaves for the backward 
   float* u;         // (np / LANES, ep, LANES) blocks
 };
 
+// A step of training: rays with samples on them, what they should show, and pairs of points whose normals should agree.
+//   p scene position, g = d level / dp, normal n = -g / |g|, level = out[0] + prior_radius - |p|, alpha = sigmoid(sharpness level) in cells in use.
+//   T_j = prod_{i<j} (1 - k alpha_i), k just below 1; weight = alpha T; rgb = sum weight c + (1 - sum weight) behind; c = sigmoid(head)
+//   Head's inputs: 16 spherical harmonics of the direction, the features out[1..], n, p, zeros.
+// A ray's samples in use lie "packed", one after the other; rays share tiles of about TILE of them, and so do pairs of points.
+struct Step {
+  const float *rays_o, *rays_d, *t_near, *t_far;  // (n, 3), (n,)
+  const float* t;                                 // (n, samples)
+  const uint8_t* occupied;                        // (cells, cells, cells)
+  const float *behind, *target, *mask;            // (n, 3), (n, 3); (n,) or null
+  const float* pairs;                             // (2, n_pairs, 3), scene units
+  int64_t n, n_pairs;
+  int32_t samples, cells;
+  float prior_radius, sharpness;
+  float least_weight;                            // lighter samples have no colour
+  float color_weight, mask_weight, smooth_weight;  // of the losses
+  int32_t inputs;                                // of the head that are in use, bits: harmonics, features, n, p
+};
+
+struct StepResult {  // all overwritten; the last one may be null
+  float* losses;     // color, mask, smooth, mean squared error
+  float *d_table, *d_w1, *d_w2, *d_head, *d_behind;
+};
+
 struct Kernels {
   // h (n, 2L)
   void (*encode)(const Grid&, const float* x, int64_t n, int threads, float* h);
@@ -80,6 +104,8 @@ struct Kernels {
   // dx may be null; d_weights is overwritten
   void (*mlp_backward)(const int32_t* widths, int layers, const float* weights, const float* x, int64_t n, int threads, const float* hidden, const float* dy,
                        float* dx, float* d_weights);
+  // widths, layers, head: the colour head, as for mlp
+  void (*train_step)(const Grid&, const Net&, const int32_t* widths, int layers, const float* head, const Step&, int threads, const StepResult&);
   // rate and eps already hold the bias correction: p -= rate m / (sqrt(v) root + eps)
   void (*adam)(float* p, const float* grad, float* m, float* v, int64_t n, int threads, float rate, float beta1, float beta2, float eps, float root);
 };
@@ -92,3 +118,6 @@ extern const Kernels kernels_avx2;
 // Lattice points of rays in occupied cells; false where a ray has more than 2^24 of them.
 bool occupied_steps(const float* rays_o, const float* rays_d, const float* t_near, const float* t_far, int64_t n, const uint8_t* occupied, int cells,
                     float step, int64_t most, int threads, float* t_out, int64_t* count);
+
+// The samples of each ray that lie in cells in use, front to back: points (n, samples, 3), the first count (n,) of each ray filled.
+void samples_in_use(const Step& step, int threads, float* points, int32_t* count);

@@ -50,6 +50,28 @@ INLINE void store_lanes(float* p, int64_t stride, int lanes, vf a) {
   for (int l = 0; l < lanes; l++) p[l * stride] = a[l];
 }
 
+INLINE vf square_root(vf a) {
+  UNROLL for (int l = 0; l < LANES; l++) a[l] = __builtin_sqrtf(a[l]);
+  return a;
+}
+
+// e^a within 2 units in the last place, of a cut to +-80; NaN stays NaN (Cephes' expf).
+INLINE vf exponential(vf a) {
+  a = a < all(-80.0f) ? all(-80.0f) : a;
+  a = a > all(80.0f) ? all(80.0f) : a;
+  const vf halves = a * 1.44269504088896341f + (a < all(0.0f) ? all(-0.5f) : all(0.5f));
+  const vi whole = __builtin_convertvector(halves, vi);
+  const vf n = __builtin_convertvector(whole, vf), r = (a - n * 0.693359375f) + n * 2.12194440e-4f;
+  vf sum = all(1.9875691500e-4f);
+  sum = sum * r + 1.3981999507e-3f;
+  sum = sum * r + 8.3334519073e-3f;
+  sum = sum * r + 4.1665795894e-2f;
+  sum = sum * r + 1.6666665459e-1f;
+  sum = sum * r + 5.0000001201e-1f;
+  return (sum * (r * r) + r + 1.0f) * vf((whole + 127) << 23);
+}
+INLINE vf sigmoid(vf a) { return 1.0f / (1.0f + exponential(-a)); }
+
 INLINE float sum_lanes(vf a) {
   float sum = 0.0f;
   for (int l = 0; l < LANES; l++) sum += a[l];

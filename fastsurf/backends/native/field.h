@@ -1,0 +1,219 @@
+// The field: encoding and two-layer MLP, with the analytic gradient and both orders of the way back.
+#pragma once
+#include "encode.h"
+#include "search.h"
+
+namespace {
+
+struct FieldWeights {  // padded, both ways round
+  int width, hidden, outputs, ep, hp, op;
+  float *w1, *w1t, *w2, *w2t;  // (hidden, ep), (2L, hp), (outputs, hp), (hidden, op)
+
+  FieldWeights(Arena& arena, const Grid& grid, const Net& net)
+      : width(2 * grid.n_levels), hidden(net.hidden), outputs(net.outputs), ep(padded(width)), hp(padded(net.hidden)), op(padded(net.outputs)), w1(arena.take(size_t(net.hidden) * ep)),
+        w1t(arena.take(size_t(width) * hp)), w2(arena.take(size_t(net.outputs) * hp)), w2t(arena.take(size_t(net.hidden) * op)) {}
+
+  void fill(const Net& net) {
+    fill_zero(w1, size_t(w2t - w1) + size_t(net.hidden) * op);
+    copy(net.w1, net.hidden, width, width, w1, ep);
+    copy_transposed(net.w1, net.hidden, width, w1t, hp);
+    copy(net.w2, net.outputs, net.hidden, net.hidden, w2, hp);
+    copy_transposed(net.w2, net.outputs, net.hidden, w2t, op);
+  }
+
+  // A segment's gradients: (hidden, ep) and behind them (outputs, hp).
+  size_t w1_floats() const { return size_t(hidden) * ep; }
+  size_t gradient_floats() const { return (w1_floats() + size_t(outputs) * hp + 15) & ~size_t(15); }
+  void sum_gradients(const float* sums, int64_t segments, size_t stride, float* d_w1, float* d_w2) const {
+    sum_segments(sums, segments, stride, hidden, width, ep, d_w1);
+    sum_segments(sums + w1_floats(), segments, stride, outputs, hidden, hp, d_w2);
+  }
+};
+
+struct FieldTile {  // one thread's activations
+  float *blocks, *rows, *jacobian, *z, *s, *g_z, *u, *out, *gradient;
+
+  FieldTile(Arena& arena, const FieldWeights& w, int points = TILE)
+      : blocks(arena.take(points * w.ep)), rows(arena.take(points * w.ep)), jacobian(arena.take(points * 3 * w.width)), z(arena.take(points * w.hp)),
+        s(arena.take(points * w.hp)), g_z(arena.take(points * w.hp)), u(arena.take(points * w.ep)), out(arena.take(points * w.op)),
+        gradient(arena.take(points * 3)) {}
+};
+
+// z = relu(W1 h) and s = m v, rows of hp
+INLINE void hidden_layer(const FieldWeights& w, const float* h, int points, float* z, float* s) {
+  gemm<RELU>(points, w.hp, w.width, h, w.ep, 1, w.w1t, w.hp, z, w.hp);
+  if (!s) return;
+  for (int p = 0; p < points; p++)
+    for (int k = 0; k < w.hp; k += LANES) store(s + p * w.hp + k, keep_if(vi(load(z + p * w.hp + k) > all(0.0f)), load(w.w2 + k)));
+}
+
+// A tile's `out` (points, op), h in rows and z in t; with GRADIENT also t.gradient, blocks of 3, J and u in blocks, s in t. u always
+// has to have room.
+template <bool GRADIENT>
+void field_tile(const Grid& grid, const FieldWeights& w, const FieldTile& t, const float* x, int points, float* h, float* jacobian, float* u, float* out) {
+  const int n_blocks = blocks_of(points);
+  for (int first = 0; first < points; first += TILE)  // u holds h first
+    encode_tile<GRADIENT>(grid, x + 3 * first, points_in(points, first), u + first * w.ep, w.ep, jacobian + first * 3 * w.width);
+  for (int b = 0; b < n_blocks; b++) {
+    for (int k = w.width; k < w.ep; k++) store(u + (b * w.ep + k) * LANES, all(0.0f));
+    block_to_rows(u + b * LANES * w.ep, w.ep, h + b * LANES * w.ep);
+  }
+  hidden_layer(w, h, LANES * n_blocks, t.z, GRADIENT ? t.s : nullptr);
+  gemm<PLAIN>(points, w.op, w.hidden, t.z, w.hp, 1, w.w2t, w.op, out, w.op);
+  if (!GRADIENT) return;
+  gemm<PLAIN>(LANES * n_blocks, w.ep, w.hidden, t.s, w.hp, 1, w.w1, w.ep, t.u, w.ep);
+  for (int b = 0; b < n_blocks; b++) {
+    float* u_block = u + b * LANES * w.ep;
+    rows_to_block(t.u + b * LANES * w.ep, w.ep, u_block);
+    const float* j = jacobian + b * 3 * LANES * w.width;
+    vf g[3] = {};
+    for (int k = 0; k < w.width; k++) {
+      const vf u_k = load(u_block + LANES * k);
+      UNROLL for (int d = 0; d < 3; d++) g[d] += u_k * load(j + (3 * k + d) * LANES);
+    }
+    UNROLL for (int d = 0; d < 3; d++) store(t.gradient + (3 * b + d) * LANES, g[d]);
+  }
+}
+
+void field(const Grid& grid, const Net& net, const float* x, int64_t n, int threads, float* out, float* gradient, const Saved& saved) {
+  Arena sizes{nullptr}, tile_sizes{nullptr};
+  const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
+  const size_t tile_floats = tile_sizes.used;
+  Arena arena{shared_scratch(sizes.used)};
+  FieldWeights w(arena, grid, net);
+  w.fill(net);
+  parallel(threads, tiles_of(n), tile_floats, [=, &grid, &saved](int64_t tile, float* scratch) {
+    Arena own{scratch};
+    const FieldTile t(own, w);
+    const int64_t start = tile * TILE;
+    const int points = points_in(n, start);
+    float* h = saved.h ? saved.h + start * w.ep : t.rows;
+    float* jacobian = saved.h ? saved.jacobian + start * 3 * w.width : t.jacobian;
+    float* u = saved.h ? saved.u + start * w.ep : t.blocks;
+    float* to = out + start * w.outputs;
+    field_tile<true>(grid, w, t, x + 3 * start, points, h, jacobian, u, w.outputs == w.op ? to : t.out);
+    if (w.outputs != w.op) copy(t.out, points, w.outputs, w.op, to, w.outputs);
+    for (int b = 0; b < blocks_of(points); b++)
+      for (int d = 0; d < 3; d++) store_lanes(gradient + (start + LANES * b) * 3 + d, 3, lanes_in(points, b), load(t.gradient + (3 * b + d) * LANES));
+  });
+}
+
+// out[0] of a tile's points
+void value_tile(const Grid& grid, const FieldWeights& w, const FieldTile& t, const float* x, int points, float* value) {
+  encode_tile<false>(grid, x, points, t.blocks, w.ep, nullptr);
+  for (int b = 0; b < blocks_of(points); b++) block_to_rows(t.blocks + b * LANES * w.ep, w.ep, t.rows + b * LANES * w.ep);
+  hidden_layer(w, t.rows, points, t.z, nullptr);
+  for (int p = 0; p < points; p++) {
+    vf sum = {};
+    for (int k = 0; k < w.hp; k += LANES) sum += load(t.z + p * w.hp + k) * load(w.w2 + k);
+    value[p] = sum_lanes(sum);
+  }
+}
+
+void field_value(const Grid& grid, const Net& net, const float* x, int64_t n, int threads, float* value) {
+  Arena sizes{nullptr}, tile_sizes{nullptr};
+  const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
+  const size_t tile_floats = tile_sizes.used;
+  Arena arena{shared_scratch(sizes.used)};
+  FieldWeights w(arena, grid, net);
+  w.fill(net);
+  parallel(threads, tiles_of(n), tile_floats, [=, &grid](int64_t tile, float* scratch) {
+    Arena own{scratch};
+    const FieldTile t(own, w);
+    const int64_t start = tile * TILE;
+    const int points = points_in(n, start);
+    value_tile(grid, w, t, x + 3 * start, points, value + start);
+  });
+}
+
+void first_crossing(const Grid& grid, const Net& net, float prior_radius, const Rays& rays, const Lattice& lattice, int secant_steps, int threads,
+                    float* t_crossing, uint8_t* hit) {
+  constexpr int RAYS = 64;  // searched together
+  Arena sizes{nullptr}, tile_sizes{nullptr};
+  const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
+  const size_t tile_floats = tile_sizes.used;
+  Arena arena{shared_scratch(sizes.used)};
+  FieldWeights w(arena, grid, net);
+  w.fill(net);
+  parallel(threads, (rays.n + RAYS - 1) / RAYS, tile_floats, [=, &grid, &rays, &lattice](int64_t task, float* scratch) {
+    Arena own{scratch};
+    const FieldTile t(own, w);
+    const int64_t start = task * RAYS, end = start + RAYS < rays.n ? start + RAYS : rays.n;
+    search<TILE>(rays, lattice, secant_steps, start, end, t_crossing, hit, [&](const float* p, int points, float* level) {
+      float x[3 * TILE];
+      for (int i = 0; i < 3 * points; i++) {
+        const float a = p[i] * 0.5f + 0.5f;
+        x[i] = a < 0.0f ? 0.0f : a > 1.0f ? 1.0f : a;
+      }
+      value_tile(grid, w, t, x, points, level);
+      for (int i = 0; i < points; i++, p += 3) level[i] += prior_radius - __builtin_sqrtf(p[0] * p[0] + p[1] * p[1] + p[2] * p[2]);
+    });
+  });
+}
+
+// The way back through a tile whose z (and s, with q) are in t. Adds to d1 (hidden, ep) and d2 (outputs, hp) where they are not null;
+// g_h, where not null, in blocks. d_out: rows of `d_row`; it or q may be null.
+void field_tile_backward(const FieldWeights& w, const FieldTile& t, const float* h, const float* jacobian, int points, const float* d_out, int d_row,
+                         const float* q, float* g_h, float* d1, float* d2) {
+  const int n_blocks = blocks_of(points);
+  if (q && d1) {  // second order
+    for (int b = 0; b < n_blocks; b++) {
+      const float* j = jacobian + b * LANES * 3 * w.width;
+      float* g_u = t.blocks + b * LANES * w.ep;
+      vf along[3];
+      load_points(q + 3 * LANES * b, lanes_in(points, b), along);
+      for (int k = 0; k < w.width; k++)
+        store(g_u + k * LANES, along[0] * load(j + 3 * k * LANES) + along[1] * load(j + (3 * k + 1) * LANES) + along[2] * load(j + (3 * k + 2) * LANES));
+      for (int k = w.width; k < w.ep; k++) store(g_u + LANES * k, all(0.0f));
+      block_to_rows(g_u, w.ep, t.u + b * LANES * w.ep);
+    }
+    gemm<ADD>(w.hidden, w.ep, points, t.s, 1, w.hp, t.u, w.ep, d1, w.ep);
+    gemm<MASK>(points, w.hp, w.width, t.u, w.ep, 1, w.w1t, w.hp, t.g_z, w.hp, t.z, w.hp);
+    for (int k = 0; k < w.hp; k += LANES) {
+      vf sum = load(d2 + k);
+      for (int p = 0; p < points; p++) sum += load(t.g_z + p * w.hp + k);
+      store(d2 + k, sum);
+    }
+  }
+  if (!d_out) return;
+  gemm<MASK>(points, w.hp, w.outputs, d_out, d_row, 1, w.w2, w.hp, t.g_z, w.hp, t.z, w.hp);
+  if (d1) {
+    gemm<ADD>(w.outputs, w.hp, points, d_out, 1, d_row, t.z, w.hp, d2, w.hp);
+    gemm<ADD>(w.hidden, w.ep, points, t.g_z, 1, w.hp, h, w.ep, d1, w.ep);
+  }
+  if (!g_h) return;
+  gemm<PLAIN>(points, w.ep, w.hidden, t.g_z, w.hp, 1, w.w1, w.ep, t.u, w.ep);
+  for (int b = 0; b < n_blocks; b++) rows_to_block(t.u + b * LANES * w.ep, w.ep, g_h + b * LANES * w.ep);
+}
+
+void field_backward(const Grid& grid, const Net& net, const float* x, int64_t n, int threads, const Saved& saved, const float* d_out, const float* q,
+                    float* g_h, float* d_table, float* d_w1, float* d_w2) {
+  Arena sizes{nullptr}, tile_sizes{nullptr};
+  FieldWeights w(sizes, grid, net);
+  const int64_t n_tiles = tiles_of(n), segments = segments_of(n_tiles);
+  const FieldTile counted(tile_sizes, w);
+  const size_t tile_floats = tile_sizes.used, stride = w.gradient_floats();
+  Arena arena{shared_scratch(sizes.used + stride * size_t(segments))};
+  w = FieldWeights(arena, grid, net);
+  w.fill(net);
+  float* sums = arena.take(stride * size_t(segments));
+
+  parallel(threads, segments, tile_floats, [=, &saved](int64_t segment, float* scratch) {
+    Arena own{scratch};
+    const FieldTile t(own, w);
+    float *d1 = sums + stride * size_t(segment), *d2 = d1 + w.w1_floats();
+    fill_zero(d1, stride);
+    for (int64_t tile = segment * n_tiles / segments; tile < (segment + 1) * n_tiles / segments; tile++) {
+      const int64_t start = tile * TILE;
+      const int points = points_in(n, start);
+      const float* h = saved.h + start * w.ep;
+      hidden_layer(w, h, points, t.z, q ? t.s : nullptr);
+      field_tile_backward(w, t, h, saved.jacobian + start * 3 * w.width, points, d_out ? d_out + start * w.outputs : nullptr, w.outputs,
+                          q ? q + 3 * start : nullptr, d_table && d_out ? g_h + start * w.ep : nullptr, d_w1 ? d1 : nullptr, d2);
+    }
+  });
+  if (d_w1) w.sum_gradients(sums, segments, stride, d_w1, d_w2);
+  if (d_table) scatter_columns(grid, x, n, threads, {d_out ? g_h : nullptr, LANES * w.ep, LANES, 1}, {saved.u, LANES * w.ep, LANES, 1}, q, d_table);
+}
+
+}  // namespace

@@ -1,0 +1,334 @@
+// A whole training step in two parallel regions: tiles of rays, there and back, and the scatter. Letters: native.h.
+#pragma once
+#include "field.h"
+#include "mlp.h"
+
+namespace {
+
+constexpr float LET_THROUGH = float(1.0 - 1e-6);  // k: an opaque sample's share that it stops (compositing.py)
+constexpr int MOST_RAYS = 64;                     // of a tile
+constexpr int HARMONICS = 16;
+enum Input { DIRECTION = 1, FEATURE = 2, NORMAL = 4, POSITION = 8 };
+
+// Real spherical harmonics up to degree 3 of a unit direction, as color.py has them.
+void spherical_harmonics(const float* d, float* y) {
+  const float x = d[0], yy = d[1], z = d[2], x2 = x * x, y2 = yy * yy, z2 = z * z;
+  y[0] = 0.28209479177387814f;
+  y[1] = -0.48860251190291987f * yy;
+  y[2] = 0.48860251190291987f * z;
+  y[3] = -0.48860251190291987f * x;
+  y[4] = 1.0925484305920792f * x * yy;
+  y[5] = -1.0925484305920792f * yy * z;
+  y[6] = 0.94617469575755997f * z2 - 0.31539156525251999f;
+  y[7] = -1.0925484305920792f * x * z;
+  y[8] = 0.54627421529603959f * (x2 - y2);
+  y[9] = 0.59004358992664352f * yy * (y2 - 3.0f * x2);
+  y[10] = 2.8906114426405538f * x * yy * z;
+  y[11] = 0.45704579946446572f * yy * (1.0f - 5.0f * z2);
+  y[12] = 0.3731763325901154f * z * (5.0f * z2 - 3.0f);
+  y[13] = 0.45704579946446572f * x * (1.0f - 5.0f * z2);
+  y[14] = 1.4453057213202769f * z * (x2 - y2);
+  y[15] = 0.59004358992664352f * x * (3.0f * y2 - x2);
+}
+
+struct StepTile {  // one thread's activations
+  FieldTile field;
+  float *points, *normal, *inverse, *level;           // (points, 3) scene units; 1 / |g|
+  float *alpha, *trans, *weight;                      // of samples
+  float *d_out;                                       // (points, op)
+  float *in, *y, *d_y, *room, *d_in, *hidden[MAX_LAYERS];  // of the colour head, one row a bright sample
+  int32_t* bright;                                    // samples that have a colour, and which row of the head is theirs: -1 none
+  int32_t* row_of;
+
+  StepTile(Arena& arena, const FieldWeights& w, const MlpWeights& head, int most)
+      : field(arena, w, most), points(arena.take(3 * most)), normal(arena.take(3 * most)), inverse(arena.take(most)), level(arena.take(most)),
+        alpha(arena.take(most)), trans(arena.take(most)), weight(arena.take(most)), d_out(arena.take(size_t(most) * w.op)),
+        in(arena.take(size_t(most) * head.p[0])), y(arena.take(size_t(most) * head.p[head.layers])), d_y(arena.take(size_t(most) * head.p[head.layers])),
+        room(arena.take(2 * size_t(most) * head.widest)), d_in(arena.take(size_t(most) * head.p[0])) {
+    for (int l = 1; l < head.layers; l++) hidden[l] = arena.take(size_t(most) * head.p[l]);
+    bright = reinterpret_cast<int32_t*>(arena.take(most)), row_of = reinterpret_cast<int32_t*>(arena.take(most));
+  }
+};
+
+struct Totals {  // of a segment
+  float color = 0.0f, mask = 0.0f, smooth = 0.0f, square = 0.0f;
+};
+
+struct StepWork {  // what all threads share
+  const Grid& grid;
+  const Step& step;
+  const FieldWeights& field;
+  const MlpWeights& head;
+  const float* in_use;      // of samples_in_use
+  const int32_t* count;
+  float *x, *q, *g_h, *u;   // of packed points: (.., 3) in [0, 1], (.., 3), blocks, blocks
+  float* d_behind;
+};
+
+// The field at t.points, `points` of them, a multiple of LANES: level and, where asked for, normal.
+template <bool NORMALS>
+void look(const StepWork& work, const StepTile& t, int points, int64_t packed) {
+  float* x = work.x + 3 * packed;
+  for (int i = 0; i < 3 * points; i++) {
+    const float a = t.points[i] * 0.5f + 0.5f;
+    x[i] = a < 0.0f ? 0.0f : a > 1.0f ? 1.0f : a;
+  }
+  const FieldTile& f = t.field;
+  field_tile<NORMALS>(work.grid, work.field, f, x, points, f.rows, f.jacobian, work.u + packed * work.field.ep, f.out);
+  for (int i = 0; i < points; i += LANES) {
+    vf p[3], g[3];
+    load_points(t.points + 3 * i, LANES, p);
+    const vf r = square_root(p[0] * p[0] + p[1] * p[1] + p[2] * p[2]), radius = r < all(1e-6f) ? all(1e-6f) : r;
+    store(t.level + i, load_lanes(f.out + i * work.field.op, work.field.op, LANES) + (work.step.prior_radius - radius));
+    if (!NORMALS) continue;
+    UNROLL for (int d = 0; d < 3; d++) g[d] = load(f.gradient + 3 * i + d * LANES) * 0.5f - p[d] / radius;
+    const vf norm = square_root(g[0] * g[0] + g[1] * g[1] + g[2] * g[2]), inverse = 1.0f / (norm < all(1e-12f) ? all(1e-12f) : norm);
+    UNROLL for (int d = 0; d < 3; d++) store_lanes(t.normal + 3 * i + d, 3, LANES, -g[d] * inverse);
+    store(t.inverse + i, inverse);
+  }
+}
+
+// q of point i from the gradient G with respect to its normal.
+INLINE void blame_normal(const StepTile& t, int i, const float* G, float* q) {
+  const float *n = t.normal + 3 * i, along = n[0] * G[0] + n[1] * G[1] + n[2] * G[2];
+  for (int d = 0; d < 3; d++) q[d] = -0.5f * t.inverse[i] * (G[d] - n[d] * along);
+}
+
+// Last rows of a tile repeat its last point and are blamed for nothing; returns how many rows there are then.
+int fill_up(float* points, int count) {
+  const int rows = LANES * blocks_of(count);
+  for (int i = count; i < rows; i++)
+    for (int d = 0; d < 3; d++) points[3 * i + d] = points[3 * (count - 1) + d];
+  return rows;
+}
+
+// Weights of a ray's samples; which are bright enough for a colour goes to t.bright. Returns how many are by now.
+int weigh(const StepTile& t, int first, int end, float least, int bright) {
+  float through = 1.0f;
+  for (int i = first; i < end; i++) {
+    t.trans[i] = through, t.weight[i] = t.alpha[i] * through;
+    through *= 1.0f - t.alpha[i] * LET_THROUGH;
+    t.row_of[i] = t.weight[i] > least ? bright : -1;
+    if (t.row_of[i] >= 0) t.bright[bright++] = i;
+  }
+  return bright;
+}
+
+// A ray's losses; leaves d_out[0] and, for bright samples, d_y.
+void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, int end, Totals& totals) {
+  const Step& s = work.step;
+  const int y_row = work.head.p[work.head.layers], op = work.field.op;
+  const float *behind = s.behind + 3 * ray, *target = s.target + 3 * ray, share = 1.0f / float(s.n);
+  float rgb[3] = {}, d_rgb[3], opacity = 0.0f;
+  for (int i = first; i < end; i++) {
+    opacity += t.weight[i];
+    if (t.row_of[i] < 0) continue;
+    for (int c = 0; c < 3; c++) rgb[c] += t.weight[i] * t.y[t.row_of[i] * y_row + c];
+  }
+  float base = 0.0f;  // gradient of any weight, by the opacity
+  for (int c = 0; c < 3; c++) {
+    const float error = rgb[c] + (1.0f - opacity) * behind[c] - target[c];
+    totals.color += __builtin_fabsf(error), totals.square += error * error;
+    d_rgb[c] = s.color_weight * share * (error > 0.0f ? 1.0f : error < 0.0f ? -1.0f : 0.0f);
+    base -= d_rgb[c] * behind[c];
+    if (work.d_behind) work.d_behind[3 * ray + c] = (1.0f - opacity) * d_rgb[c];
+  }
+  if (s.mask) {
+    const float low = 1e-4f, high = float(1.0 - 1e-4), m = s.mask[ray], o = opacity < low ? low : opacity > high ? high : opacity;
+    totals.mask -= m * __builtin_logf(o) + (1.0f - m) * __builtin_logf(1.0f - o);
+    if (opacity >= low && opacity <= high) base += s.mask_weight * share * (o - m) / (o * (1.0f - o));
+  }
+  float after = 0.0f;  // of the samples behind: sum of weight times its gradient
+  for (int i = end - 1; i >= first; i--) {
+    float d_weight = base;
+    if (t.row_of[i] >= 0) {
+      const float* c = t.y + t.row_of[i] * y_row;
+      float* d = t.d_y + t.row_of[i] * y_row;
+      for (int k = 0; k < 3; k++) {
+        d_weight += d_rgb[k] * c[k];
+        d[k] = t.weight[i] * d_rgb[k] * c[k] * (1.0f - c[k]);
+      }
+    }
+    const float a = t.alpha[i], d_alpha = t.trans[i] * d_weight - after * LET_THROUGH / (1.0f - a * LET_THROUGH);
+    t.d_out[i * op] = s.sharpness * a * (1.0f - a) * d_alpha;
+    after += t.weight[i] * d_weight;
+  }
+}
+
+// Inputs of the colour head: row r of t.in belongs to sample t.bright[r] of the ray with these harmonics.
+void head_inputs(const StepWork& work, const StepTile& t, int from, int to, const float* harmonics) {
+  const int row = work.head.p[0], features = work.field.outputs - 1, inputs = work.step.inputs;
+  for (int r = from; r < to; r++) {
+    float* in = t.in + r * row;
+    const int i = t.bright[r];
+    const float* feature = t.field.out + i * work.field.op + 1;
+    fill_zero(in, size_t(row));
+    if (inputs & DIRECTION)
+      for (int k = 0; k < HARMONICS; k++) in[k] = harmonics[k];
+    in += HARMONICS;
+    if (inputs & FEATURE)
+      for (int k = 0; k < features; k++) in[k] = feature[k];
+    in += features;
+    if (inputs & NORMAL)
+      for (int k = 0; k < 3; k++) in[k] = t.normal[3 * i + k];
+    if (inputs & POSITION)
+      for (int k = 0; k < 3; k++) in[3 + k] = t.points[3 * i + k];
+  }
+}
+
+// Rays first .. end - 1, whose samples in use are the packed points from `packed` on. Adds to the weights' gradients.
+void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t end, int64_t packed, float* d1, float* d2, float* d_head, Totals& totals) {
+  const FieldWeights& w = work.field;
+  const MlpWeights& head = work.head;
+  const int y_row = head.p[head.layers], features = w.outputs - 1;
+  int starts[MOST_RAYS + 1], points = 0, bright = 0;
+  for (int64_t ray = first; ray < end; ray++) {
+    starts[ray - first] = points;
+    copy(work.in_use + ray * work.step.samples * 3, 1, 3 * work.count[ray], 0, t.points + 3 * points, 0);
+    points += work.count[ray];
+  }
+  starts[end - first] = points;
+  const int rows = fill_up(t.points, points);
+  const bool normals = work.step.inputs & NORMAL;
+  if (normals)
+    look<true>(work, t, rows, packed);
+  else
+    look<false>(work, t, rows, packed);
+  for (int i = 0; i < rows; i += LANES) store(t.alpha + i, sigmoid(work.step.sharpness * load(t.level + i)));
+
+  for (int64_t ray = first; ray < end; ray++) {
+    const int before = bright;
+    bright = weigh(t, starts[ray - first], starts[ray - first + 1], work.step.least_weight, bright);
+    if (bright == before) continue;
+    float harmonics[HARMONICS];
+    spherical_harmonics(work.step.rays_d + 3 * ray, harmonics);
+    head_inputs(work, t, before, bright, harmonics);
+  }
+  mlp_tile(head, t.in, head.p[0], bright, t.hidden, t.y);
+  for (int k = 0; k < bright * y_row; k += LANES) store(t.y + k, sigmoid(load(t.y + k)));
+  fill_zero(t.d_y, size_t(bright) * y_row);
+  fill_zero(t.d_out, size_t(rows) * w.op);
+  for (int64_t ray = first; ray < end; ray++) blame_ray(work, t, ray, starts[ray - first], starts[ray - first + 1], totals);
+
+  mlp_tile_backward(head, t.in, bright, t.hidden, t.d_y, y_row, t.room, d_head, t.d_in, HARMONICS);
+  float* q = work.q + 3 * packed;
+  fill_zero(q, 3 * size_t(rows));
+  if (!normals) fill_zero(work.u + packed * w.ep, size_t(rows) * w.ep);  // there it has no use, and held h
+  for (int r = 0; r < bright; r++) {
+    const int i = t.bright[r];
+    const float* d = t.d_in + r * head.p[0] + HARMONICS;
+    if (work.step.inputs & FEATURE)
+      for (int k = 0; k < features; k++) t.d_out[i * w.op + 1 + k] = d[k];
+    if (normals) blame_normal(t, i, d + features, q + 3 * i);
+  }
+  const FieldTile& f = t.field;
+  field_tile_backward(w, f, f.rows, f.jacobian, rows, t.d_out, w.op, normals ? q : nullptr, work.g_h + packed * w.ep, d1, d2);
+}
+
+// Pairs first .. end - 1: the normals at the surface in the first half of the rows, those close to it in the second.
+void pair_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t end, int64_t packed, float* d1, float* d2, Totals& totals) {
+  const Step& s = work.step;
+  const int pairs = int(end - first);
+  for (int side = 0; side < 2; side++) copy(s.pairs + 3 * (side * s.n_pairs + first), 1, 3 * pairs, 0, t.points + 3 * pairs * side, 0);
+  const int rows = fill_up(t.points, 2 * pairs);
+  look<true>(work, t, rows, packed);
+  float* q = work.q + 3 * packed;
+  fill_zero(q, 3 * size_t(rows));
+  for (int i = 0; i < pairs; i++) {
+    const float *a = t.normal + 3 * i, *b = a + 3 * pairs;
+    const float apart[3] = {a[0] - b[0], a[1] - b[1], a[2] - b[2]};
+    const float distance = __builtin_sqrtf(apart[0] * apart[0] + apart[1] * apart[1] + apart[2] * apart[2]);
+    totals.smooth += distance;
+    const float slope = distance > 0.0f ? s.smooth_weight / (float(s.n_pairs) * distance) : 0.0f;
+    const float G[3] = {slope * apart[0], slope * apart[1], slope * apart[2]}, opposite[3] = {-G[0], -G[1], -G[2]};
+    blame_normal(t, i, G, q + 3 * i);
+    blame_normal(t, pairs + i, opposite, q + 3 * (pairs + i));
+  }
+  fill_zero(work.g_h + packed * work.field.ep, size_t(rows) * work.field.ep);
+  field_tile_backward(work.field, t.field, t.field.rows, t.field.jacobian, rows, nullptr, 0, q, nullptr, d1, d2);
+}
+
+struct Plan {  // of tiles: rays or pairs from first[k] up to end[k], packed points from start[k] on
+  int64_t *first, *end, *start, rays = 0, tiles = 0, packed = 0;
+
+  Plan(Arena& arena, int64_t most)
+      : first(reinterpret_cast<int64_t*>(arena.take(2 * size_t(most)))), end(reinterpret_cast<int64_t*>(arena.take(2 * size_t(most)))),
+        start(reinterpret_cast<int64_t*>(arena.take(2 * size_t(most)))) {}
+
+  void add(int64_t from, int64_t to, int64_t points) {
+    first[tiles] = from, end[tiles] = to, start[tiles] = packed;
+    packed += (points + LANES - 1) / LANES * LANES, tiles++;
+  }
+
+  // Whole rays side by side while their samples fit into `most` rows, then the pairs.
+  void fill(const int32_t* count, int64_t n, int64_t n_pairs, int most) {
+    for (int64_t ray = 0, next, points; ray < n; ray = next) {
+      for (next = ray, points = 0; next < n && next - ray < MOST_RAYS && points + count[next] <= most; next++) points += count[next];
+      add(ray, next, points);
+    }
+    rays = tiles;
+    for (int64_t pair = 0; pair < n_pairs; pair += TILE / 2) {
+      const int64_t next = pair + TILE / 2 < n_pairs ? pair + TILE / 2 : n_pairs;
+      add(pair, next, 2 * (next - pair));
+    }
+  }
+};
+
+void train_step(const Grid& grid, const Net& net, const int32_t* widths, int layers, const float* head_weights, const Step& step, int threads,
+                const StepResult& result) {
+  const int most = step.samples > TILE ? padded(step.samples) : TILE;
+  const size_t most_tiles = size_t(step.n + step.n_pairs / (TILE / 2) + 1);
+  const size_t most_packed = size_t(step.n * step.samples + 2 * step.n_pairs) + 8 * most_tiles;
+  Arena sizes{nullptr}, tile_sizes{nullptr};
+  const FieldWeights field_plan(sizes, grid, net);
+  const MlpWeights head_plan(sizes, widths, layers, head_weights);
+  const StepTile counted(tile_sizes, field_plan, head_plan, most);
+  const size_t tile_floats = tile_sizes.used, field_floats = field_plan.gradient_floats(), stride = field_floats + head_plan.total;
+  const size_t packed_floats = most_packed * size_t(6 + 2 * field_plan.ep) + size_t(step.n) * (size_t(step.samples) * 3 + 2);
+  Arena arena{shared_scratch(sizes.used + SEGMENTS * stride + packed_floats + 6 * most_tiles + 1024)};
+  FieldWeights w(arena, grid, net);
+  w.fill(net);
+  const MlpWeights head(arena, widths, layers, head_weights);
+  float* sums = arena.take(SEGMENTS * stride);
+  Plan plan(arena, int64_t(most_tiles));
+  float* in_use = arena.take(size_t(step.n) * step.samples * 3);
+  int32_t* count = reinterpret_cast<int32_t*>(arena.take(size_t(step.n)));
+  samples_in_use(step, threads, in_use, count);
+  plan.fill(count, step.n, step.n_pairs, most);
+  const size_t packed = size_t(plan.packed);
+  float *x = arena.take(3 * packed), *q = arena.take(3 * packed), *g_h = arena.take(packed * w.ep), *u = arena.take(packed * w.ep);
+  const StepWork work{grid, step, w, head, in_use, count, x, q, g_h, u, result.d_behind};
+
+  const int64_t segments = segments_of(plan.tiles);
+  Totals totals[SEGMENTS];
+  parallel(threads, segments, tile_floats, [=, &work, &plan, &totals](int64_t segment, float* scratch) {
+    Arena own{scratch};
+    const StepTile t(own, work.field, work.head, most);
+    float *d1 = sums + stride * size_t(segment), *d2 = d1 + work.field.w1_floats(), *d_head = d1 + field_floats;
+    fill_zero(d1, stride);
+    Totals& total = totals[segment];
+    for (int64_t k = segment * plan.tiles / segments; k < (segment + 1) * plan.tiles / segments; k++)
+      if (k < plan.rays)
+        ray_tile(work, t, plan.first[k], plan.end[k], plan.start[k], d1, d2, d_head, total);
+      else
+        pair_tile(work, t, plan.first[k], plan.end[k], plan.start[k], d1, d2, total);
+  });
+  w.sum_gradients(sums, segments, stride, result.d_w1, result.d_w2);
+  head.sum_gradients(sums + field_floats, segments, stride, result.d_head);
+  const bool second_order = step.inputs & NORMAL || step.n_pairs;
+  const Columns first{g_h, LANES * w.ep, LANES, 1}, second{u, LANES * w.ep, LANES, 1};
+  scatter_columns(grid, x, int64_t(packed), threads, first, second, second_order ? q : nullptr, result.d_table);
+
+  Totals all_rays;
+  for (int64_t k = 0; k < segments; k++) {
+    all_rays.color += totals[k].color, all_rays.mask += totals[k].mask;
+    all_rays.smooth += totals[k].smooth, all_rays.square += totals[k].square;
+  }
+  const float n = step.n ? float(step.n) : 1.0f, n_pairs = step.n_pairs ? float(step.n_pairs) : 1.0f;
+  result.losses[0] = step.color_weight * all_rays.color / n;
+  result.losses[1] = step.mask_weight * all_rays.mask / n;
+  result.losses[2] = step.smooth_weight * all_rays.smooth / n_pairs;
+  result.losses[3] = all_rays.square / (3.0f * n);
+}
+
+}  // namespace

@@ -1,0 +1,65 @@
+"""A training step as one call of the backend: rendering, losses and every gradient, without autograd.
+
+It computes what `render_unified`, the losses and their `backward` compute, from the same random numbers; tests compare the two.
+"""
+
+import torch
+from torch import Tensor
+
+from .backends import FusedBackend, Gradients, Look, Parameters
+from .config import LossConfig
+from .model import Model
+from .rays import Batch
+from .render import LEAST_WEIGHT, Samples, find
+from .sampling import place
+
+
+class FusedStep:
+    """The step of one model; gradients are written to the same memory every time."""
+
+    def __init__(self, model: Model, backend: FusedBackend):
+        self.model, self.backend = model, backend
+        field, head = model.field, model.head
+        table, w1, w2 = (torch.empty_like(p, requires_grad=False) for p in (field.table, field.w1, field.w2))
+        self.gradients = Gradients(table, w1, w2, [torch.empty_like(w, requires_grad=False) for w in head.weights])
+
+    def __call__(self, batch: Batch, behind: Tensor, target: Tensor, samples: Samples, weights: LossConfig) -> Tensor:
+        """Leave gradients on the parameters.
+
+        Args:
+            behind, target: colours (n_rays, 3) of the background, and what the rays should show on it.
+
+        Returns:
+            the losses in use, the mean squared error and the share of rays that hit: (n_losses + 2,).
+        """
+        model, rays, generator = self.model, batch.rays, samples.generator
+        found = find(rays, model, generator)
+        t = place(rays, found, model.width, samples.front, samples.interval, generator)
+        with_mask, with_pairs = weights.mask > 0 and batch.mask is not None, weights.smooth > 0
+        rows = found.hit.nonzero()[:, 0] if with_pairs else found.hit.new_zeros(0, dtype=torch.int64)
+        on = rays[rows].at(found.t[rows])
+        near = on + (torch.rand(len(on), 3, generator=generator) * 2.0 - 1.0) * weights.smooth_distance
+        look = Look(
+            rays, t, model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
+            (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT,
+        )  # fmt: skip
+        losses, d_behind = self.backend.train_step(look, self._parameters(), self.gradients)
+        self._leave()
+        if behind.requires_grad:
+            behind.backward(d_behind)  # type: ignore[no-untyped-call]
+        used = torch.tensor([True, with_mask, with_pairs, True])
+        return torch.cat([losses[used], found.hit.float().mean()[None]])
+
+    def _parameters(self) -> Parameters:
+        field, head = self.model.field, self.model.head
+        sharpness = float(self.model.sharpness)
+        return Parameters(
+            field.table, field.levels, *field.weights(), list(head.weights), head.used, field.config.prior_radius, sharpness
+        )  # fmt: skip
+
+    def _leave(self) -> None:
+        field, g = self.model.field, self.gradients
+        if not field.complete:
+            g.w1.mul_(field.fade)  # the call saw w1 * fade
+        for p, gradient in zip([field.table, field.w1, field.w2, *self.model.head.weights], [g.table, g.w1, g.w2, *g.head], strict=True):
+            p.grad = gradient

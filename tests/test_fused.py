@@ -1,0 +1,221 @@
+"""The fused step against autograd: on the same kernels, and on the reference in float64, which is taken as the truth.
+
+Samples keep a distance from cell faces and from the field's ReLU kinks: there a derivative jumps, and rounding decides on which side.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_backends import REFERENCE, assert_near, native_backend
+from torch import Tensor
+
+from fastsurf.backends import FusedBackend, Gradients, Look, Parameters, native
+from fastsurf.backends.native import NativeBackend
+from fastsurf.config import load_config
+from fastsurf.losses import color_loss, mask_loss, smooth_loss
+from fastsurf.model import Model
+from fastsurf.rays import Rays, make_rays
+from fastsurf.render import LEAST_WEIGHT, shade
+from fastsurf.surface import Crossings
+from fastsurf.training import Training, learn
+
+SMALL = [
+    "field.sharpness_max=6", "field.levels=4", "field.log2_entries=10", "field.base_resolution=4", "field.finest_resolution=21",
+    "grid.resolution=12",
+]  # fmt: skip
+# The mask's loss divides by the light that an opaque ray lets through, a small difference of float32 numbers, on autograd's side too.
+MASK_TOLERANCE = 5e-4
+
+
+@pytest.fixture(params=["avx2", "portable"])
+def fast(request) -> NativeBackend:
+    return native_backend(request.param)
+
+
+class Problem:
+    """A bumpy ball, and rays from all round it; some miss the box, a third of the cells is culled."""
+
+    def __init__(self, seed: int = 0, n: int = 300, samples: int = 24, n_pairs: int = 70, *sets: str):
+        g = torch.Generator().manual_seed(seed)
+        self.model = Model(load_config(None, [*SMALL, f"train.seed={seed}", *sets]), REFERENCE, "random")
+        field = self.model.field
+        field.table.data.copy_(torch.randn(field.table.shape, generator=g) * 0.05)
+        field.w2.data[0] *= 10
+        self.model.set_progress(0.2)  # some levels are faded
+        self.model.grid.occupied.copy_(torch.rand(12, 12, 12, generator=g) < 0.67)
+        origins = torch.nn.functional.normalize(torch.randn(n, 3, generator=g), dim=1) * 3
+        towards = torch.rand(n, 3, generator=g) * 1.6 - 0.8
+        towards[::7] += 3  # past the box
+        rays = make_rays(origins, torch.nn.functional.normalize(towards - origins, dim=1))
+        u = (torch.arange(samples)[:, None] + torch.rand(n, samples, 8, generator=g)) / max(samples, 1)
+        choices = rays.t_near[:, None, None] + u * (rays.t_far - rays.t_near)[:, None, None]  # the first one that is clear is taken
+        clear = self.clear(rays.at(choices).view(-1, 3)).view(choices.shape)
+        t = choices.gather(2, clear.int().argmax(2, keepdim=True))[..., 0]
+        on = torch.rand(8 * n_pairs, 3, generator=g) - 0.5
+        pairs = torch.stack([on, on + (torch.rand(on.shape, generator=g) - 0.5) * 0.02])
+        pairs = pairs[:, self.clear(pairs[0]) & self.clear(pairs[1])][:, :n_pairs]
+        assert pairs.shape[1] == n_pairs
+        behind, target, mask = torch.rand(n, 3, generator=g), torch.rand(n, 3, generator=g), torch.rand(n, generator=g)
+        self.look = Look(rays, t, self.model.occupied, behind, target, mask, pairs, (1.0, 0.3, 0.2), LEAST_WEIGHT)
+
+    def clear(self, x: Tensor) -> Tensor:
+        """Which points (n, 3) keep their distance."""
+        field, x = self.model.field, (x.double() * 0.5 + 0.5).clamp(0, 1)
+        p = torch.stack([x * v.scale + 0.5 for v in field.levels], 1)
+        z = REFERENCE.encode(x, field.table.double(), field.levels) @ field.weights()[0].double().T
+        culling = (x * 12 - (x * 12).round()).abs() > 1e-5
+        return ((p - p.round()).abs() > 1e-4).flatten(1).all(1) & (z.abs() > 1e-5).all(1) & culling.all(1)
+
+    def fused(self, backend: FusedBackend) -> list[Tensor]:
+        """Losses, mean squared error, gradients: of the background, table, w1, w2 and the head."""
+        field, head = self.model.field, self.model.head
+        table, w1, w2, *weights = (torch.full_like(p, 7.0) for p in (field.table, field.w1, field.w2, *head.weights))
+        gradients, sharpness = Gradients(table, w1, w2, weights), float(self.model.sharpness)
+        used = field.table, field.levels, *field.weights(), list(head.weights), head.used, field.config.prior_radius
+        parameters = Parameters(*used, sharpness)
+        losses, d_behind = backend.train_step(self.look, parameters, gradients)
+        return [*losses, d_behind, gradients.table, gradients.w1 * field.fade, gradients.w2, *gradients.head]
+
+    def by_autograd(self, backend, kind: torch.dtype) -> list[Tensor]:
+        """The same as the autograd path computes it."""
+        look, model = self.look, Model(self.model.config, backend, "random")
+        model.load_state_dict(self.model.state_dict())
+        model.set_progress(0.2)
+        model.to(kind)
+        rays = Rays(*(getattr(look.rays, name).to(kind) for name in ("origins", "directions", "t_near", "t_far")), look.rays.image_index)
+        behind = look.behind.to(kind).requires_grad_()
+        nothing = Crossings(rays.t_far, rays.t_far > 99, look.t[:, :0], torch.zeros(len(rays), dtype=torch.int64), 1.0)
+        rendering = shade(rays, model, look.t.to(kind), nothing, lambda _: behind)
+        color, mask, smooth = look.weights
+        losses = [color * color_loss(rendering.rgb, look.target.to(kind))]
+        losses.append(mask * mask_loss(rendering.opacity, look.mask.to(kind)) if look.mask is not None else 0 * losses[0])
+        pairs = look.pairs.to(kind).reshape(-1, 3)
+        losses.append(smooth * smooth_loss(model.sample(pairs).normal, torch.ones(len(pairs) // 2, dtype=torch.bool)))
+        parameters = [behind, model.field.table, model.field.w1, model.field.w2, *model.head.weights]
+        gradients = torch.autograd.grad(sum(losses), parameters, materialize_grads=True)
+        return [*losses, ((rendering.rgb - look.target) ** 2).mean(), *gradients]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_gradients_are_those_of_autograd(fast, seed):
+    problem = Problem(seed)
+    found, wanted = problem.fused(fast), problem.by_autograd(fast, torch.float32)
+    assert_near(found, wanted, MASK_TOLERANCE)
+    assert_near(found, problem.by_autograd(REFERENCE, torch.float64), MASK_TOLERANCE)
+    problem.look = replace(problem.look, mask=None)
+    assert_near(problem.fused(fast), problem.by_autograd(REFERENCE, torch.float64), 1e-5)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
+def test_each_loss_alone(fast, weights):
+    """The last one reaches the parameters through the normal alone: its gradient is the second-order term."""
+    problem = Problem(3)
+    problem.look = replace(problem.look, weights=weights)
+    assert_near(problem.fused(fast), problem.by_autograd(REFERENCE, torch.float64), 1e-4)
+
+
+def test_without_masks_and_pairs(fast):
+    problem = Problem(4, n_pairs=0)
+    problem.look = replace(problem.look, mask=None)
+    found = problem.fused(fast)
+    assert found[1] == found[2] == 0
+    assert_near(found, problem.by_autograd(fast, torch.float32), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["color.inputs=x,d"], ["color.inputs=h"], ["color.inputs=n", "color.hidden=0"], ["color.hidden=16", "color.width=8"],
+        ["field.width=20", "color.width=33", "color.hidden=1"],
+    ],
+)  # fmt: skip
+def test_other_shapes(fast, sets):
+    problem = Problem(5, 150, 10, 3, *sets)
+    assert_near(problem.fused(fast), problem.by_autograd(fast, torch.float32), 1e-5)
+
+
+@pytest.mark.parametrize("samples", [1, 5, 97, 200])
+def test_any_number_of_samples(fast, samples):
+    problem = Problem(6, 40, samples, 49)
+    problem.look = replace(problem.look, mask=None)
+    assert_near(problem.fused(fast), problem.by_autograd(fast, torch.float32), 5e-5)
+
+
+def test_rays_without_samples_in_use_show_the_background(fast):
+    problem = Problem(7, n_pairs=0)
+    problem.look = replace(problem.look, occupied=torch.zeros_like(problem.look.occupied), mask=None)
+    color, _, _, mse, d_behind, *gradients = problem.fused(fast)
+    error = problem.look.behind - problem.look.target
+    torch.testing.assert_close(color, error.abs().sum(1).mean())
+    torch.testing.assert_close(mse, error.square().mean())
+    torch.testing.assert_close(d_behind, error.sign() / len(error))
+    assert not any(g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("n, n_pairs", [(0, 0), (0, 5)])
+def test_no_rays(fast, n, n_pairs):
+    found = Problem(8, n, 4, n_pairs).fused(fast)
+    assert found[0] == found[3] == 0 and all(a.isfinite().all() for a in found)
+    assert bool(found[2] > 0) == bool(n_pairs)
+
+
+def test_same_bits_again_and_for_any_number_of_threads(fast):
+    problem = Problem(9, 900)
+    first = problem.fused(fast)
+    for threads in (2, 1, 5):
+        again = problem.fused(NativeBackend(threads, native.SETS[fast._set]))
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("broken", ["table", "w2", "head"])
+def test_what_is_not_finite_shows_in_the_loss(fast, broken):
+    problem = Problem(10, 100)
+    field = problem.model.field
+    {"table": field.table, "w2": field.w2, "head": problem.model.head.weights[1]}[broken].data[:] = float("nan")
+    assert problem.fused(fast)[0].isnan()
+
+
+def test_positions_far_outside_or_not_finite_stay_in_bounds(fast):
+    problem = Problem(11, 100)
+    for value in (1e30, float("nan"), float("inf")):
+        problem.look.t[::5] = value
+        problem.look.pairs[:, 0] = value
+        problem.fused(fast)
+
+
+def test_wrong_shapes_are_refused(fast):
+    problem = Problem(12, 20)
+    for change in ({"behind": torch.zeros(3, 3)}, {"t": torch.zeros(3, 24)}, {"pairs": torch.zeros(2, 3)}):
+        whole = problem.look
+        problem.look = replace(whole, **change)
+        with pytest.raises(AssertionError):
+            problem.fused(fast)
+        problem.look = whole
+
+
+# ---- in training
+
+
+@pytest.mark.parametrize("background", ["random", "model"])
+def test_a_step_learns_what_autograd_learns(tiny, fast, background):
+    config = load_config(None, [*SMALL, "train.rays=200", "grid.steps=64", "train.steps=9"])
+    run = Training(tiny, Model(config, fast, background), fast)
+    run.model.field.w2.data[0] *= 10
+    run.model.set_progress(0.2)
+    run.model.update_grid(run.generator, everywhere=True)
+    state, seen = run.generator.get_state(), []
+    for fused in (run.fused, None):
+        run.fused = fused
+        run.generator.set_state(state)
+        numbers = learn(run)
+        seen.append([numbers, *(p.grad.clone() for p in run.model.parameters())])
+        for p in run.model.parameters():
+            p.grad = None
+    assert_near(*seen, 1e-4)
+    assert seen[0][0].shape == (5,) and seen[0][0][-1] > 0.1  # color, mask, smooth, mse, hit
+
+
+def test_the_reference_goes_by_autograd(tiny):
+    assert not isinstance(REFERENCE, FusedBackend)
+    assert Training(tiny, Model(load_config(None, SMALL), REFERENCE, "random"), REFERENCE).fused is None
