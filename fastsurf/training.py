@@ -54,10 +54,13 @@ class Training:
             self.learn = lambda: learn(self)
             if self.backend.capturable:
                 self.model.set_progress(self.progress())
+                state = self.generator.get_state()
                 try:
                     self.learn = Recording(self.learn, list(self.model.parameters()), self.generator)
                 except RuntimeError as e:
                     self.model.zero_grad()
+                    self.generator = torch.Generator(self.backend.device)  # the old one still waits for its recording
+                    self.generator.set_state(state)
                     self.note = f"steps are slower than they could be, since they can't be recorded: {str(e).splitlines()[0]}"
         return self.learn
 
