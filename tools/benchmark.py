@@ -26,7 +26,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastsurf.backends import choose_backend
 from fastsurf.backends.native import NativeBackend
 from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.config import load_config
@@ -115,7 +114,8 @@ def march(repeats: int) -> dict[str, float]:
         learn(run)
         run.optimizer.step(run.progress())
 
-    ms = interleaved({"search": lambda: find(batch.rays, model, generator), "update": lambda: model.update_grid(generator), "step": whole}, repeats)
+    search, update = lambda: find(batch.rays, model, generator), lambda: model.update_grid(generator)
+    ms = interleaved({"search": search, "update": update, "step": whole}, repeats)
     each = ms["update"] / run.config.grid.update_every
     return {"ms: search": ms["search"], "ms: update": ms["update"], "ms: step": ms["step"] + each,
             "march_share": (ms["search"] + each) / (ms["step"] + each)}  # fmt: skip
@@ -126,7 +126,8 @@ def mesh(repeats: int) -> dict[str, float]:
     model, resolution, part = trained(NativeBackend(2), ["train.steps=1000"]).model, 512, 1 << 21
     model.update_grid(torch.Generator().manual_seed(0), everywhere=True)
     x = torch.rand(part, 3) * 2 - 1
-    ms = interleaved({"extract": lambda: extract(model.level, model.occupied, resolution, True), "part": lambda: model.level(x)}, min(repeats, 3))
+    whole = lambda: extract(model.level, model.occupied, resolution, True)  # noqa: E731
+    ms = interleaved({"extract": whole, "part": lambda: model.level(x)}, min(repeats, 3))
     dense = ms["part"] * (resolution + 1) ** 3 / part
     return {"ms: extract": ms["extract"], "ms: dense": dense, "mesh_over_dense": dense / ms["extract"]}
 
@@ -194,7 +195,6 @@ def work(run: Training, backend: NativeBackend | ReferenceBackend, fused: bool =
     assert on_background(batch, behind).shape == (RAYS, 3)
 
     def go() -> Tensor:
-        torch.set_num_threads(2 if isinstance(backend, Eager) else 1)
         numbers = learn(twin)
         for p in model.parameters():
             p.grad = None
@@ -218,7 +218,7 @@ def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> di
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats + 1):
         for name, function in candidates.items():
-            torch.set_num_threads(2)
+            torch.set_num_threads(2 if name in ("sgemm", "eager", "eager without normals") else 1)  # as reconstruct does
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)
