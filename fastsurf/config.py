@@ -101,7 +101,7 @@ class TrainConfig:
 
     minutes: float | None = None  # of training; if neither this nor steps is set 3, on a GPU 0.5
     steps: int | None = None  # instead of minutes, where set
-    rays: int = 1024  # a step
+    rays: int = 0  # a step; 0: 1024, on a GPU 4096
     foreground: float = 0.75  # share of rays through masks, where masks exist
     rate_grid: float = 1e-2
     rate_mlp: float = 1e-3
@@ -136,7 +136,7 @@ class Config:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
-    backend: str = "auto"  # auto | cuda | triton | native | reference
+    backend: str = "auto"  # auto | triton | cuda | native | reference
     precision: str = "exact"  # exact: float32 throughout | fast: half inputs of matrix products, on a GPU
     threads: int = 0  # CPU threads; 0: all
 
@@ -154,12 +154,12 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "sampling.interval": (1, ANY), "sampling.front": (0, ANY), "sampling.delta_max": (1e-4, ANY), "sampling.delta_min": (1e-4, ANY),
     "sampling.delta_until": (1e-3, ANY),
     "loss.color": (0, ANY), "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY),
-    "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (1, ANY), "train.foreground": (0, 1),
+    "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
     "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
 }  # fmt: skip
 CHOICES = {
-    "backend": ("auto", "cuda", "triton", "native", "reference"),
+    "backend": ("auto", "triton", "cuda", "native", "reference"),
     "precision": ("exact", "fast"),
     "scene.background": ("auto", "random", "white", "black", "model"),
 }

@@ -50,7 +50,7 @@ class OccupancyField(nn.Module):
         grown = min(progress / c.grow_until, 1.0) if c.grow_until > 0 else 1.0
         active = c.first_levels + (c.levels - c.first_levels) * grown
         self.complete = active >= c.levels
-        self.fade.copy_((active - torch.arange(c.levels)).clamp(0.0, 1.0).repeat_interleave(FEATURES))
+        self.fade.copy_(torch.tensor([min(max(active - k // FEATURES, 0.0), 1.0) for k in range(FEATURES * c.levels)]))
 
     def sample(self, x: Tensor, backend: Backend) -> FieldSample:
         """Level, feature and normal at x (n, 3), differentiable with respect to the parameters."""

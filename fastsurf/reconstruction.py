@@ -137,6 +137,8 @@ def _reconstruct(
         if go_on:
             resume(run / CHECKPOINT, training)
         write_whole(run / CONFIG, to_toml(config).encode())
+        if backend.capturable:
+            events(Note("the GPU's kernels are compiled at the first run on a machine, which takes up to half a minute, and kept"))
         state = _train(training, run, events, should_stop)
         phase.detail = f"{training.step} steps"
     stopped = training.progress() < 1.0

@@ -433,7 +433,7 @@ def test_native_refuses_what_it_can_not_do(fast):
 
 def test_choice():
     assert choose_backend("reference").name == "reference"
-    with pytest.raises(BackendError, match="want auto, cuda, triton, native, reference"):
+    with pytest.raises(BackendError, match="want auto, triton, cuda, native, reference"):
         choose_backend("gpu")
 
 

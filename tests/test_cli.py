@@ -103,7 +103,7 @@ def test_no_words_at_all_is_a_question(capsys):
     (["reconstruct", "x", "--set", "train.stepz=3"], "did you mean train.steps"),
     (["reconstruct", "x", "--set", "train.steps=many"], "want int or none, found 'many'"),
     (["reconstruct", "x", "--config", "nosuch"], "no configuration 'nosuch'"),
-    (["reconstruct", "x", "--backend", "foo"], "--backend wants auto, cuda, triton, native, reference; found 'foo'"),
+    (["reconstruct", "x", "--backend", "foo"], "--backend wants auto, triton, cuda, native, reference; found 'foo'"),
     (["mesh", "x", "-o", "m.ply", "--backend", "tritn"], "found 'tritn': did you mean triton?"),
     (["demo", "--precision", "half"], "--precision wants exact, fast; found 'half'"),
     (["info", "x", "--backends"], "give one of them"),

@@ -174,19 +174,19 @@ def test_a_lock_left_by_a_broken_build_is_refused_not_waited_for(tmp_path, monke
 
 
 def test_auto_takes_what_works(monkeypatch):
-    """With a GPU: cuda, else triton, else the CPU with a word on why."""
+    """With a GPU: triton, else cuda, else the CPU with a word on why."""
     import fastsurf.backends as backends
 
     def broken():
         raise BackendError("broken: mend it")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    makers = {name: (lambda name=name: types.SimpleNamespace(name=name, note="")) for name in ("cuda", "triton", "native", "reference")}
+    makers = {name: (lambda name=name: types.SimpleNamespace(name=name, note="")) for name in ("triton", "cuda", "native", "reference")}
     monkeypatch.setattr(backends, "_makers", lambda *_: makers)
-    assert choose_backend().name == "cuda"
-    makers["cuda"] = broken
-    assert choose_backend().name == "triton" and not choose_backend().note
+    assert choose_backend().name == "triton"
     makers["triton"] = broken
+    assert choose_backend().name == "cuda" and not choose_backend().note
+    makers["cuda"] = broken
     assert choose_backend().name == "native" and "broken: mend it" in choose_backend().note
     makers["native"] = broken
     assert choose_backend().name == "reference"

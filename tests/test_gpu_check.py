@@ -161,7 +161,7 @@ def test_the_report_is_written_and_what_ends_early_fails(tool, tmp_path, capfd):
     assert tool.main([*words, "--only", "parity,speed"]) == 1
     report = json.loads(file.read_text())
     assert report["machine"]["torch"] == torch.__version__ and report["seconds"]["parity"] > 0
-    assert [f["name"] for f in report["survey"]] == ["cuda", "triton", "native", "reference"]
+    assert [f["name"] for f in report["survey"]] == ["triton", "cuda", "native", "reference"]
     *rows, last = report["rows"]
     assert len(rows) > 30 and {row["part"] for row in rows} == {"parity"} and not any(tool.failed(row) for row in rows)
     assert not report["ok"] and last == tool.trouble("speed", "reference", "the process ended with 1")

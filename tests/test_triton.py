@@ -18,7 +18,7 @@ from torch.autograd import grad
 
 from fastsurf.backends import triton as triton_backend
 from fastsurf.backends.reference import ReferenceBackend
-from fastsurf.backends.triton import LAUNCH, TritonBackend
+from fastsurf.backends.triton import LAUNCH, TritonBackend, launch_parameters
 from fastsurf.compositing import weights_of
 from fastsurf.errors import BackendError
 from fastsurf.rays import Rays
@@ -36,15 +36,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero|ov
 
 
 def repair_interpreter() -> None:
-    """Two faults of Triton 3.6's: its scalars are arrays of one element, which NumPy from 2.4 on makes no int of; and each call of a
+    """Two faults of Triton's (3.4 to 3.7): scalars are arrays of one element, which NumPy from 2.4 on makes no int of; and each call of a
     function within a kernel wraps the language once more, which costs two milliseconds, and more each time."""
     from triton.runtime import interpreter
 
     patch, patched = interpreter._patch_lang_tensor, set()
 
-    def patch_tensor(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+    def patch_tensor(tensor, *scope):  # what is undone afterwards, from Triton 3.5 on
+        patch(tensor, *scope)
+        set_attribute = scope[0].set_attr if scope else setattr
+        set_attribute(tensor, "__index__", lambda self: self.handle.data.item())
 
     def call(self, *args, **kwargs):
         if self.fn.__module__ not in patched:
@@ -394,7 +395,7 @@ PRODUCTS = {
 }  # fmt: skip
 
 
-def compile_for(name: str, sizes: dict, warps: int, arch: int):
+def compile_for(arch: int, name: str, sizes: dict, num_warps: int, **options: int):
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -414,7 +415,7 @@ def compile_for(name: str, sizes: dict, warps: int, arch: int):
     constants = {(kernel.arg_names.index(key),): value for key, value in sizes.items()}
     aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": 1})
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps, "num_stages": 1, **options})
 
 
 @pytest.fixture(scope="module")
@@ -431,13 +432,14 @@ def second_process():
 @pytest.mark.parametrize("arch", [75, 80, 90])
 def test_every_kernel_is_compiled_ahead_of_time(second_process, arch, tmp_path, monkeypatch):  # both take a while: side by side
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    jobs = [(name, sizes, warps) for name, (sizes, warps) in WITHOUT_PRODUCTS.items()]
-    for precision, kernels in LAUNCH.items():
-        for name, launch in kernels.items():
-            sizes = {key: value for key, value in launch.items() if key != "num_warps"}
-            jobs.append((name, {**PRODUCTS[name], "PRECISION": precision, **sizes}, launch["num_warps"]))
-    for name, sizes, warps in jobs:
-        compiled = compile_for(name, sizes, warps, arch)
+    jobs = [(name, sizes, {"num_warps": warps}) for name, (sizes, warps) in WITHOUT_PRODUCTS.items()]
+    for precision in LAUNCH:
+        for name, launch in launch_parameters(precision, (arch // 10, arch % 10)).items():
+            sizes = {key: value for key, value in launch.items() if key.isupper()}
+            options = {key: value for key, value in launch.items() if key.islower()}
+            jobs.append((name, {**PRODUCTS[name], **sizes}, options))
+    for name, sizes, options in jobs:
+        compiled = compile_for(arch, name, sizes, **options)
         assert compiled.asm["cubin"][:4] == b"\x7fELF", name
         assert compiled.metadata.shared <= 64 * 1024, (name, compiled.metadata.shared)  # all that sm_75 has
 

@@ -108,7 +108,7 @@ def march(repeats: int) -> dict[str, float]:
     """Search, grid update (one in sixteen steps) and whole steps, by default 1024 rays."""
     run = trained(NativeBackend(2))
     model, generator = run.model, run.generator
-    batch = run.scene.sample(run.config.train.rays, generator, run.config.train.foreground)
+    batch = run.scene.sample(run.rays, generator, run.config.train.foreground)
 
     def whole() -> None:
         learn(run)

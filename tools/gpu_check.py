@@ -24,7 +24,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ from fastsurf.render import find
 from fastsurf.sampling import place
 from fastsurf.scene import Scene, load_scene
 from fastsurf.surface import march
-from fastsurf.training import Training, train
+from fastsurf.training import Training, learn, train
 
 PACKAGE = Path(fastsurf.__file__).parents[1]
 CUDA_BACKENDS = ("triton", "cuda")
@@ -64,7 +63,10 @@ Backends = Mapping[str, Backend]  # by label: "triton exact"
 EXACT = 1e-5  # relative error of norms: float32, sums in any order
 POSITIONS = 1e-4  # where positions come in: rounded to float32 in cells 1/1024 wide, plain PyTorch is off by 4e-5
 FAST = {"value": 2e-3, "gradient": 1e-2}  # half inputs of matrix products: field and mlp alone
+TINY_CUDA_NN = 2e-4  # it is compiled with fast approximations, that of the levels' scales among them
 SHARE = 2e-3  # of rays that may take another cell or miss a grazed surface, by rounding
+NERFACC_SHARE = 2e-2  # it adds up from cell to cell where a ray goes on
+NOT_OFFERED = {("cuda", "encode twice, table")}  # tiny-cuda-nn has no derivatives of the table's gradient; nothing here uses them
 FACE, KINK = 1e-3, 5e-3  # distance of points from cell faces (cells) and of hidden units from the ReLU's kink
 
 
@@ -219,7 +221,8 @@ def check_occupied_steps(b: Backend, p: Problem) -> dict[str, tuple[float, float
     t, count = (a.cpu() for a in march(s.rays.to(device), s.occupied.to(device), s.step, b, s.offset.to(device)))
     same = count == wanted_count
     off = (t - wanted_t).abs().amax(1) > 1e-5
-    return {"share of rays that differ": (float((~same | off).double().mean()), SHARE)}
+    most = NERFACC_SHARE if b.name == "cuda" else SHARE
+    return {"share of rays that differ": (float((~same | off).double().mean()), most)}
 
 
 def check_first_crossing(b: Backend, p: Problem) -> dict[str, tuple[float, float]]:
@@ -286,11 +289,13 @@ def parity(backends: Backends, points: int, seeds: int, late: Callable[[], bool]
         truths = [compared(ReferenceBackend(), p, On(ReferenceBackend(), torch.float64)) for p in problems]
         rows: dict[str, Row] = {q: {"part": "parity", "check": name, "quantity": q, "results": {}} for q in truths[0]}
         for label, b in (on_cpu | dict(backends)).items():
+            if (b.name, name) in NOT_OFFERED:
+                continue
             try:
                 found = [compared(b, p, On(b, torch.float32)) for p in problems]
                 for q in truths[0]:
                     error = max(relative_error(f[q], t[q]) for f, t in zip(found, truths, strict=True))
-                    rows[q]["results"][label] = verdict(error, None if label == "float32" else tolerance(name, q, label))
+                    rows[q]["results"][label] = verdict(error, None if label == "float32" else tolerance(name, q, b, label))
             except Exception as e:
                 next(iter(rows.values()))["results"][label] = failure(e)
         yield from rows.values()
@@ -312,10 +317,12 @@ def parity(backends: Backends, points: int, seeds: int, late: Callable[[], bool]
         yield from rows.values()
 
 
-def tolerance(check: str, quantity: str, label: str) -> float:
+def tolerance(check: str, quantity: str, b: Backend, label: str) -> float:
     if check in ("field", "mlp") and label.endswith("fast"):
         return FAST["gradient" if quantity.startswith("d ") else "value"]
-    return POSITIONS if check.startswith(("encode", "field")) else EXACT
+    if check.startswith(("encode", "field")):
+        return TINY_CUDA_NN if b.name == "cuda" else POSITIONS
+    return EXACT
 
 
 def verdict(error: float, most: float | None) -> Row:
@@ -400,7 +407,7 @@ SAMPLES = (18, 20, 16, 17, 19)  # log2, in the order in which they are timed
 TORCH_MOST = 18  # log2 of samples up to which plain PyTorch is timed
 PHASES = ("encode", "field", "field + backward", "mlp + backward", "search", "weights_of + backward", "adam", "grid update", "step")
 WARM_STEPS, WHOLE = 300, 600  # trained before anything is timed; half of the schedule
-REPEATS, INNER = 11, 4  # medians of; calls timed together, but for whole steps and grid updates
+REPEATS, INNER, STEPS = 11, 4, 4  # medians of; calls and steps timed together, but for grid updates
 
 
 class Counted:
@@ -446,7 +453,8 @@ def speed(backends: Backends, scene: Scene, log2_samples: Sequence[int], repeats
             continue
         n_rays = (1 << log2) // per_ray
         for run in runs.values():
-            run.config = replace(config, train=replace(config.train, rays=n_rays))
+            run.model.set_progress((warm_steps + 1) / WHOLE)
+            run.rays, run.learn = n_rays, None  # recorded anew
         racing = {label: r for label, r in runs.items() if label != "torch" or log2 <= TORCH_MOST}
         for phase in PHASES:
             row: Row = {"part": "speed", "phase": phase, "samples": n_rays * per_ray, "rays": n_rays, "ms": {}, "reasons": {}}
@@ -457,13 +465,13 @@ def speed(backends: Backends, scene: Scene, log2_samples: Sequence[int], repeats
                     jobs[label]()
                     if phase == "step":
                         row |= {"memory": row.get("memory", {}) | {label: step_memory(run, jobs[label])}}
-                        row |= {"evaluated": row.get("evaluated", {}) | {label: evaluated(run, jobs[label])}}
+                        row |= {"evaluated": row.get("evaluated", {}) | {label: evaluated(run)}}
                     timed(jobs[label], device)
                 except Exception as e:
                     jobs.pop(label, None)
                     row |= failure(e)
                     row["reasons"][label] = row.pop("reason")
-            inner = 1 if phase in ("step", "grid update") else INNER
+            inner = {"step": STEPS, "grid update": 1}.get(phase, INNER)
             for _ in range(repeats):
                 for label, work in jobs.items():
                     times.setdefault(label, []).append(timed(work, device, inner))
@@ -547,6 +555,7 @@ def step_memory(run: Training, step: Callable[[], object]) -> float | None:
         return None
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
+    run.learn = None
     before = torch.cuda.memory_allocated()
     step()
     torch.cuda.synchronize()
@@ -554,14 +563,16 @@ def step_memory(run: Training, step: Callable[[], object]) -> float | None:
     return (torch.cuda.max_memory_allocated() - before + sum(a.numel() * a.element_size() for a in kept)) / 2**20
 
 
-def evaluated(run: Training, step: Callable[[], object]) -> int:
-    """Points of one step at which the field is evaluated with normals; the rest lie in empty cells."""
+def evaluated(run: Training) -> int:
+    """Points of one step at which the field is evaluated with normals; where that isn't all, the rest lie in empty cells."""
     counted = Counted(run.backend)
     run.model.backend, kept = counted, run.model.backend  # type: ignore[assignment]
+    run.fused, fused = None, run.fused
     try:
-        step()
+        learn(run)
     finally:
-        run.model.backend = kept
+        run.model.backend, run.fused = kept, fused
+        run.model.zero_grad()
     return counted.points
 
 
@@ -626,7 +637,7 @@ def profile(backends: Backends, scene: Scene, sets: Sequence[str] = (), steps: i
             issuing = sum(e.self_cpu_time_total for e in averages if e not in on_gpu and e.key not in WAITS) / steps / 1000
             top = sorted(events, key=lambda e: -getattr(e, key))[:25]
             yield {
-                "part": "profile", "by": label, "rays": config.train.rays, "wall_ms": wall, "busy_ms": busy, "cpu_ms": issuing, **count,
+                "part": "profile", "by": label, "rays": run.rays, "wall_ms": wall, "busy_ms": busy, "cpu_ms": issuing, **count,
                 "top": [{"name": e.key, "ms": getattr(e, key) / steps / 1000, "calls": e.count / steps} for e in top],
             }  # fmt: skip
         except Exception as e:

@@ -19,7 +19,7 @@ from ..rays import Rays
 class Backend(Protocol):
     """What a machine has to offer. Names follow nerfacc and tiny-cuda-nn where those have one."""
 
-    name: str  # cuda, triton, native, reference
+    name: str  # triton, cuda, native, reference
     note: str  # one line for the user, why a faster backend is not in use; mostly empty
     device: torch.device  # where parameters, rays and everything between them live
     capturable: bool  # nothing waits for a GPU or depends on its values: a step can be recorded as a CUDA graph
@@ -30,7 +30,8 @@ class Backend(Protocol):
         ...
 
     def encode(self, x: Tensor, table: Tensor, levels: Sequence[Level]) -> Tensor:
-        """Hash encoding of positions x (n, 3) in [0, 1]: (n, 2 n_levels), level-major. Differentiable twice, in x and table."""
+        """Hash encoding of positions x (n, 3) in [0, 1]: (n, 2 n_levels), level-major. Differentiable twice, in x and table; on cuda
+        the second time by way of x's gradient alone."""
         ...
 
     def mlp(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -163,8 +164,9 @@ def choose_backend(name: str = "auto", threads: int = 0, precision: str = "exact
     """The backend to use, chosen once and passed down.
 
     Args:
-        name: auto (the first of cuda, triton, native and reference that runs here; its `note` says what is missing where that costs
-            speed), or one of them: cuda is tinycudann with nerfacc, triton our own kernels for the same GPUs.
+        name: auto (the first of triton, cuda, native and reference that runs here; its `note` says what is missing where that costs
+            speed), or one of them: triton is our own kernels, cuda tinycudann with nerfacc, for the same GPUs. Triton's are the
+            faster ones (docs/gpu.md) and need nothing that PyTorch for Linux does not bring.
         threads: of the native backend; 0 follows `torch.get_num_threads()`.
         precision: exact (float32 throughout) or fast (matrix products take half inputs, on a GPU; a CPU has no use for it).
 
@@ -181,7 +183,7 @@ def choose_backend(name: str = "auto", threads: int = 0, precision: str = "exact
         try:
             backend = makers[candidate]()
         except BackendError as e:
-            missing = str(e)
+            missing = missing or str(e)
             continue
         if backend.name in ("native", "reference") and missing:
             backend.note = f"a slower backend ({backend.name}) is in use: {missing}"
@@ -221,4 +223,4 @@ def _makers(threads: int, precision: str) -> dict[str, Callable[[], Backend]]:
 
         return ReferenceBackend()
 
-    return {"cuda": cuda, "triton": triton, "native": native, "reference": reference}
+    return {"triton": triton, "cuda": cuda, "native": native, "reference": reference}

@@ -61,7 +61,7 @@ class CudaBackend:
         return f"{torch.cuda.get_device_name(self.device)}, tinycudann and nerfacc, {precision}"
 
     def encode(self, x: Tensor, table: Tensor, levels: Sequence[Level]) -> Tensor:
-        """See `Backend.encode`. tiny-cuda-nn has no derivatives of the table's gradient: those are missing here."""
+        """See `Backend.encode`."""
         if not len(x):
             return self._others.encode(x, table, levels)
         h: Tensor = torch.func.functional_call(_encoding(self._tcnn, tuple(levels)), {"params": table.reshape(-1)}, (x,))

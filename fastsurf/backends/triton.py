@@ -18,25 +18,36 @@ from ..encoding import PRIMES, Level
 from ..errors import BackendError
 from ..rays import Rays
 
-PRECISIONS = {"exact": "ieee", "fast": "half"}  # of matrix products, as triton_kernels.py calls them
 MOST_STEPS = 1 << 24  # lattice points of a ray: counted exactly in float32
 BOX_DIAGONAL = 2 * 3**0.5
 HIDDEN_CHUNK = 64  # hidden units of the field that are in registers together
 FUSED_LAYERS, FUSED_WEIGHTS = 4, 1 << 14  # of the fused MLP at most; its weights' gradients are summed in registers
 PROGRAMS_PER_SM = 2  # that sum weight gradients
-# Launch parameters by precision: points of a program (or RAYS with AHEAD points each) and its warps; few spills on sm_90, says ptxas.
-LAUNCH: dict[str, dict[str, dict[str, int]]] = {
-    "ieee": {
-        "field": {"BLOCK": 32, "num_warps": 4}, "field_backward": {"BLOCK": 32, "num_warps": 8},
-        "mlp": {"BLOCK": 64, "num_warps": 8}, "mlp_backward": {"BLOCK": 32, "num_warps": 8},
-        "field_value": {"BLOCK": 64, "num_warps": 4},
-        "bracket": {"RAYS": 4, "AHEAD": 8, "num_warps": 4}, "refine": {"RAYS": 16, "num_warps": 2},
+# Launch parameters: points of a program (or RAYS with AHEAD points each), its warps, the registers of a thread where they are fewer than it
+# would take, and how products are made: in float32 ("ieee"), as three TF32 products that come within 5e-7 of it ("tf32x3"), or of
+# half inputs ("half"). The fastest of those tried on an H100, each kernel by itself (tools/gpu_check.py times them together).
+Launch = dict[str, Any]
+SEARCH: dict[str, Launch] = {
+    "field_value": {"PRECISION": "ieee", "BLOCK": 32, "num_warps": 4, "maxnreg": 128},
+    "bracket": {"PRECISION": "ieee", "RAYS": 4, "AHEAD": 8, "num_warps": 4, "maxnreg": 168},
+    "refine": {"PRECISION": "ieee", "RAYS": 16, "num_warps": 4},
+}
+LAUNCH: dict[str, dict[str, Launch]] = {
+    "exact": {
+        **SEARCH,
+        "field": {"PRECISION": "ieee", "BLOCK": 32, "num_warps": 4, "maxnreg": 168},
+        "field_backward": {"PRECISION": "tf32x3", "BLOCK": 32, "num_warps": 4},
+        "mlp": {"PRECISION": "tf32x3", "BLOCK": 64, "num_warps": 4},
+        "mlp_backward": {"PRECISION": "tf32x3", "BLOCK": 32, "num_warps": 4},
     },
-    "half": {
-        "field": {"BLOCK": 64, "num_warps": 8}, "field_backward": {"BLOCK": 32, "num_warps": 4},
-        "mlp": {"BLOCK": 64, "num_warps": 4}, "mlp_backward": {"BLOCK": 32, "num_warps": 8},
+    "fast": {
+        **SEARCH,
+        "field": {"PRECISION": "half", "BLOCK": 32, "num_warps": 4, "maxnreg": 128},
+        "field_backward": {"PRECISION": "half", "BLOCK": 32, "num_warps": 8},
+        "mlp": {"PRECISION": "half", "BLOCK": 64, "num_warps": 4, "maxnreg": 128},
+        "mlp_backward": {"PRECISION": "half", "BLOCK": 64, "num_warps": 4, "maxnreg": 255},
     },
-}  # fmt: skip
+}
 INTERPRETER_SMS = 2
 
 
@@ -50,13 +61,13 @@ class TritonBackend:
     def __init__(self, precision: str = "exact", device: torch.device | str = "cuda") -> None:
         """
         Args:
-            precision: exact (float32 throughout) or fast (half inputs and float32 sums in the matrix products of `field` and `mlp`).
+            precision: exact (float32, or as good) or fast (half inputs and float32 sums in the matrix products of `field` and `mlp`).
             device: cpu is for tests, in Triton's interpreter (TRITON_INTERPRET=1).
 
         Raises:
             BackendError: no Triton, or no GPU that PyTorch can use.
         """
-        if precision not in PRECISIONS:
+        if precision not in LAUNCH:
             raise BackendError(f"no precision {precision!r}: want exact or fast")
         try:
             import triton  # type: ignore[import-untyped, unused-ignore]
@@ -72,7 +83,8 @@ class TritonBackend:
             raise BackendError(f"the triton backend wants device cuda, found {self.device}: use --backend native")
         self.precision = precision
         self._version, self._kernels = triton.__version__, triton_kernels
-        self._product = PRECISIONS[precision]
+        capability = torch.cuda.get_device_capability(self.device) if self.device.type == "cuda" else (0, 0)
+        self._launch = launch_parameters(precision, capability)
         sms = torch.cuda.get_device_properties(self.device).multi_processor_count if self.device.type == "cuda" else INTERPRETER_SMS
         self._programs = PROGRAMS_PER_SM * sms
         self._tables: dict[int, tuple[Sequence[Level], Tensor, dict[str, int]]] = {}
@@ -110,9 +122,9 @@ class TritonBackend:
         value = torch.empty(n, device=self.device)
         if n:
             arguments, sizes = self._field(table, levels, weights)
-            launch = LAUNCH["ieee"]["field_value"]
+            launch = self._launch["field_value"]
             self._kernels.field_value[(_blocks(n, launch["BLOCK"]),)](
-                self._points(x), *arguments, value, n, **sizes, PRECISION="ieee", **launch, num_stages=1
+                self._points(x), *arguments, value, n, **sizes, **launch, num_stages=1
             )
         return value
 
@@ -156,14 +168,14 @@ class TritonBackend:
         if n:
             ends = torch.empty(n, 4, device=self.device)
             field, sizes = self._field(table, levels, weights)
-            marching, closing = LAUNCH["ieee"]["bracket"], LAUNCH["ieee"]["refine"]
+            marching, closing = self._launch["bracket"], self._launch["refine"]
             self._kernels.bracket[(_blocks(n, marching["RAYS"]),)](
                 o, d, t_near, self._float(lattice), self._on_device(count).contiguous(), *field, ends, n, most, prior_radius,
-                **sizes, PRECISION="ieee", **marching, num_stages=1,
+                **sizes, **marching, num_stages=1,
             )  # fmt: skip
             self._kernels.refine[(_blocks(n, closing["RAYS"]),)](
                 o, d, t_near, t_far, ends, *field, t, hit.view(torch.int8), n, step, secant_steps, prior_radius,
-                **sizes, PRECISION="ieee", **closing, num_stages=1,
+                **sizes, **closing, num_stages=1,
             )  # fmt: skip
         return t, hit
 
@@ -231,13 +243,13 @@ class _Field(Function):
     def forward(
         ctx: Any, backend: TritonBackend, levels: Sequence[Level], x: Tensor, table: Tensor, first: Tensor, second: Tensor
     ) -> tuple[Tensor, Tensor]:
-        x, n, outputs, launch = backend._points(x), len(x), len(second), LAUNCH[backend._product]["field"]
+        x, n, outputs, launch = backend._points(x), len(x), len(second), backend._launch["field"]
         arguments, sizes = backend._field(table, levels, (first, second))
         sizes |= {"OUT": outputs, "OP": _padded(outputs)}
         out, gradient = torch.empty(n, outputs, device=x.device), torch.empty(n, 3, device=x.device)
         if n:
             backend._kernels.field[(_blocks(n, launch["BLOCK"]),)](
-                x, *arguments, out, gradient, n, **sizes, PRECISION=backend._product, **launch, num_stages=1
+                x, *arguments, out, gradient, n, **sizes, **launch, num_stages=1
             )
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(x, *arguments)
@@ -251,7 +263,7 @@ class _Field(Function):
         if d_out is None and d_gradient is None:
             return (None,) * 6
         x, table, levels, first, second = ctx.saved_tensors
-        backend, n, launch = ctx.backend, len(x), LAUNCH[ctx.backend._product]["field_backward"]
+        backend, n, launch = ctx.backend, len(x), ctx.backend._launch["field_backward"]
         _, _, _, to_table, *to_weights = ctx.needs_input_grad
         tiles = _blocks(n, launch["BLOCK"])
         programs = min(tiles, backend._programs)
@@ -262,7 +274,7 @@ class _Field(Function):
                 x, table, levels, first, second,
                 *(x if a is None else backend._float(a) for a in (d_out, d_gradient, d_table, partial)), n, tiles,
                 FIRST=d_out is not None, SECOND=d_gradient is not None, TO_TABLE=to_table, TO_WEIGHTS=partial is not None,
-                **ctx.sizes, PRECISION=backend._product, **launch, num_stages=1,
+                **ctx.sizes, **launch, num_stages=1,
             )  # fmt: skip
         return None, None, None, d_table, *_summed(partial, (first, second))
 
@@ -271,8 +283,8 @@ class _Mlp(Function):
     @staticmethod
     def forward(ctx: Any, backend: TritonBackend, widths: tuple[int, ...], x: Tensor, *weights: Tensor) -> Tensor:
         x, matrices, n = backend._float(x), tuple(backend._float(w) for w in weights), len(x)
-        launch = LAUNCH[backend._product]["mlp"]
-        sizes = {"WIDTHS": widths, "PADDED": tuple(_padded(w) for w in widths), "PRECISION": backend._product}
+        launch = backend._launch["mlp"]
+        sizes = {"WIDTHS": widths, "PADDED": tuple(_padded(w) for w in widths)}
         y = torch.empty(n, widths[-1], device=x.device)
         if n:
             backend._kernels.mlp[(_blocks(n, launch["BLOCK"]),)](x, matrices, y, n, **sizes, **launch, num_stages=1)
@@ -285,7 +297,7 @@ class _Mlp(Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        backend, n, launch = ctx.backend, len(x), LAUNCH[ctx.backend._product]["mlp_backward"]
+        backend, n, launch = ctx.backend, len(x), ctx.backend._launch["mlp_backward"]
         _, _, to_x, *to_weights = ctx.needs_input_grad
         tiles, size = _blocks(n, launch["BLOCK"]), sum(w.numel() for w in weights)
         programs = min(tiles, backend._programs)
@@ -430,6 +442,12 @@ def _levels(levels: Sequence[Level]) -> Tensor:
     packed = ((rows + 2**31) % 2**32 - 2**31).to(torch.int32)  # unsigned numbers, bit by bit
     packed[0, : len(levels)] = torch.tensor([level.scale for level in levels]).view(torch.int32)
     return packed
+
+
+def launch_parameters(precision: str, capability: tuple[int, int]) -> dict[str, Launch]:
+    """LAUNCH for a GPU of this compute capability: before 8.0 there is no TF32."""
+    plain = {"PRECISION": "ieee"} if capability < (8, 0) else {}
+    return {name: launch | plain if launch["PRECISION"] == "tf32x3" else launch for name, launch in LAUNCH[precision].items()}
 
 
 def _fits(widths: tuple[int, ...]) -> bool:

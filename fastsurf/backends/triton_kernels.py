@@ -3,11 +3,11 @@
 """The GPU kernels of `triton.py`, in Triton's language. Letters are those of `native/native.h`: h encoding, z = W1 h, v = W2[0],
 m = (z > 0), u = W1^T (m v), q = the loss's gradient with respect to out[0]'s gradient, s = J q.
 
-Tiles of the hash grid and of the field are laid out [level, point] and [hidden, point], so that the threads of a warp hold
-neighbouring points of one level, which share corners, and so that no matrix product needs a transposed tile. The two features of a
-level are two tiles; W1's even and odd columns belong to them. Sizes in capitals are known when a kernel is compiled; LP, OP, ... are
-widths padded to a power of two. PRECISION is of matrix products: "ieee" (float32), "half" (half inputs, float32 sums), or any other
-that `tl.dot` knows.
+Tiles of the hash grid are [point, level]: Triton gathers with neighbouring threads along the first axis, and neighbouring points of a
+level share corners. The two features of a level are two tiles; W1's even and odd columns belong to them. Tiles of `field` and its
+backward pass are [feature, point], in which ptxas keeps most of them in registers. Sizes in capitals are known when a kernel is
+compiled; LP, OP, ... are widths padded to a power of two. PRECISION is of matrix products: "ieee" (float32), "half" (half inputs,
+float32 sums), or any other that `tl.dot` knows.
 """
 
 import triton
@@ -23,8 +23,8 @@ CLOSEST_TO_OPAQUE = tl.constexpr(1e-6)  # as compositing.CLOSEST_TO_OPAQUE
 
 @triton.jit
 def _levels(levels, LP: tl.constexpr):
-    """scale, resolution (or prime), resolution^2 (or prime), offset, size, 2^32 / size, hashed: each (LP, 1)."""
-    level = tl.arange(0, LP)[:, None]
+    """scale, resolution (or prime), resolution^2 (or prime), offset, size, 2^32 / size, hashed: each (1, LP)."""
+    level = tl.arange(0, LP)[None, :]
     scale = tl.load(levels + level).to(tl.float32, bitcast=True)
     along_y = tl.load(levels + LP + level).to(tl.uint32, bitcast=True)
     along_z = tl.load(levels + 2 * LP + level).to(tl.uint32, bitcast=True)
@@ -37,8 +37,8 @@ def _levels(levels, LP: tl.constexpr):
 
 @triton.jit
 def _axis(x, scale):
-    """Cell and place in it along one axis: x (n,) -> (LP, n) each. Far positions and NaN are clamped; the place keeps their NaN."""
-    p = tl.fma(x[None, :] + tl.zeros_like(scale), scale, 0.5)
+    """Cell and place in it along one axis: x (n,) -> (n, LP) each. Far positions and NaN are clamped; the place keeps their NaN."""
+    p = tl.fma(x[:, None] + tl.zeros_like(scale), scale, 0.5)
     q = tl.where(p > -FARTHEST_CELL, p, -FARTHEST_CELL)
     floor = tl.floor(tl.where(q < FARTHEST_CELL, q, FARTHEST_CELL))
     return floor.to(tl.int32).to(tl.uint32, bitcast=True), p - floor
@@ -55,7 +55,7 @@ def _cell(x, y, z, level):
 
 @triton.jit
 def _entry(cell, level, CORNER: tl.constexpr):
-    """Entry of a corner (LP, n). The remainder by the size is exact for every 32-bit index: its quotient is at most 1 too small."""
+    """Entry of a corner (n, LP). The remainder by the size is exact for every 32-bit index: its quotient is at most 1 too small."""
     a, b, c = cell[0], cell[1], cell[2]
     if CORNER & 1:
         a = a + 1
@@ -95,12 +95,13 @@ def _weight(cell, CORNER: tl.constexpr):
 def _slope(cell, qx, qy, qz, CORNER: tl.constexpr):
     """q . grad weight; q (n,) each, in cells."""
     wx, wy, wz = _side(cell[3], CORNER & 1), _side(cell[4], CORNER & 2), _side(cell[5], CORNER & 4)
+    qx, qy, qz = qx[:, None], qy[:, None], qz[:, None]
     return _signed(wy * wz, CORNER & 1) * qx + _signed(wx * wz, CORNER & 2) * qy + _signed(wx * wy, CORNER & 4) * qz
 
 
 @triton.jit
 def _gather(table, cell, level, mask):
-    """The encoding: two tiles (LP, n)."""
+    """The encoding: two tiles (n, LP)."""
     h0, h1 = tl.zeros_like(cell[3]), tl.zeros_like(cell[3])
     for corner in tl.static_range(8):
         t0, t1 = _pair(table, _entry(cell, level, corner), mask)
@@ -112,7 +113,7 @@ def _gather(table, cell, level, mask):
 
 @triton.jit
 def _gather_along(table, cell, level, qx, qy, qz, mask):
-    """The encoding and s = J q: four tiles (LP, n)."""
+    """The encoding and s = J q: four tiles (n, LP)."""
     h0, h1, s0, s1 = tl.zeros_like(cell[3]), tl.zeros_like(cell[3]), tl.zeros_like(cell[3]), tl.zeros_like(cell[3])
     for corner in tl.static_range(8):
         t0, t1 = _pair(table, _entry(cell, level, corner), mask)
@@ -126,7 +127,7 @@ def _gather_along(table, cell, level, qx, qy, qz, mask):
 
 @triton.jit
 def _gather_jacobian(table, cell, level, mask):
-    """The encoding and its Jacobian: eight tiles (LP, n)."""
+    """The encoding and its Jacobian: eight tiles (n, LP)."""
     h0, h1 = tl.zeros_like(cell[3]), tl.zeros_like(cell[3])
     x0, y0, z0 = tl.zeros_like(cell[3]), tl.zeros_like(cell[3]), tl.zeros_like(cell[3])
     x1, y1, z1 = tl.zeros_like(cell[3]), tl.zeros_like(cell[3]), tl.zeros_like(cell[3])
@@ -149,7 +150,7 @@ def _gather_jacobian(table, cell, level, mask):
 
 @triton.jit
 def _scatter(d_table, cell, level, g0, g1, u0, u1, qx, qy, qz, mask, FIRST: tl.constexpr, SECOND: tl.constexpr):
-    """Adds weight g + scale (q . grad weight) u to every corner; g and u are pairs of tiles (LP, n)."""
+    """Adds weight g + scale (q . grad weight) u to every corner; g and u are pairs of tiles (n, LP)."""
     two = tl.arange(0, 2)[None, None, :]
     for corner in tl.static_range(8):
         d0, d1 = tl.zeros_like(cell[3]), tl.zeros_like(cell[3])
@@ -188,20 +189,37 @@ def _store_point(x, row, inside, a, b, c):
 
 @triton.jit
 def _load_pair(h, row, inside, LEVELS: tl.constexpr, LP: tl.constexpr):
-    """Rows of h (n, 2 LEVELS) as two tiles (LP, n)."""
-    level = tl.arange(0, LP)[:, None]
-    h = h + row[None, :] * (2 * LEVELS) + 2 * level
-    mask = (level < LEVELS) & inside[None, :]
+    """Rows of h (n, 2 LEVELS) as two tiles (n, LP)."""
+    level = tl.arange(0, LP)[None, :]
+    h = h + row[:, None] * (2 * LEVELS) + 2 * level
+    mask = (level < LEVELS) & inside[:, None]
     return tl.load(h, mask=mask, other=0.0), tl.load(h + 1, mask=mask, other=0.0)
 
 
 @triton.jit
 def _store_pair(h, row, inside, h0, h1, LEVELS: tl.constexpr, LP: tl.constexpr):
-    level = tl.arange(0, LP)[:, None]
-    h = h + row[None, :] * (2 * LEVELS) + 2 * level
-    mask = (level < LEVELS) & inside[None, :]
+    level = tl.arange(0, LP)[None, :]
+    h = h + row[:, None] * (2 * LEVELS) + 2 * level
+    mask = (level < LEVELS) & inside[:, None]
     tl.store(h, h0, mask=mask)
     tl.store(h + 1, h1, mask=mask)
+
+
+@triton.jit
+def _load_rows(x, row, inside, WIDTH: tl.constexpr, WP: tl.constexpr):
+    column = tl.arange(0, WP)[None, :]
+    return tl.load(x + row[:, None] * WIDTH + column, mask=inside[:, None] & (column < WIDTH), other=0.0)
+
+
+@triton.jit
+def _zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.zeros([ROWS, COLUMNS], tl.float32)
+
+
+@triton.jit
+def _store_rows(x, row, inside, values, WIDTH: tl.constexpr, WP: tl.constexpr):
+    column = tl.arange(0, WP)[None, :]
+    tl.store(x + row[:, None] * WIDTH + column, values, mask=inside[:, None] & (column < WIDTH))
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -210,7 +228,7 @@ def encode(x, table, levels, h, n, LEVELS: tl.constexpr, LP: tl.constexpr, BLOCK
     row, inside = _rows(n, BLOCK, tl.program_id(0))
     level = _levels(levels, LP)
     px, py, pz = _point(x, row, inside)
-    h0, h1 = _gather(table, _cell(px, py, pz, level), level, (tl.arange(0, LP) < LEVELS)[:, None] & inside[None, :])
+    h0, h1 = _gather(table, _cell(px, py, pz, level), level, (tl.arange(0, LP) < LEVELS)[None, :] & inside[:, None])
     _store_pair(h, row, inside, h0, h1, LEVELS, LP)
 
 
@@ -221,9 +239,9 @@ def encode_slope(x, table, levels, u, dx, n, LEVELS: tl.constexpr, LP: tl.conste
     level = _levels(levels, LP)
     px, py, pz = _point(x, row, inside)
     u0, u1 = _load_pair(u, row, inside, LEVELS, LP)
-    mask = (tl.arange(0, LP) < LEVELS)[:, None] & inside[None, :]
+    mask = (tl.arange(0, LP) < LEVELS)[None, :] & inside[:, None]
     _, _, x0, y0, z0, x1, y1, z1 = _gather_jacobian(table, _cell(px, py, pz, level), level, mask)
-    _store_point(dx, row, inside, tl.sum(x0 * u0 + x1 * u1, 0), tl.sum(y0 * u0 + y1 * u1, 0), tl.sum(z0 * u0 + z1 * u1, 0))
+    _store_point(dx, row, inside, tl.sum(x0 * u0 + x1 * u1, 1), tl.sum(y0 * u0 + y1 * u1, 1), tl.sum(z0 * u0 + z1 * u1, 1))
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -234,7 +252,7 @@ def encode_bend(x, table, levels, u, q, du, dx, n, LEVELS: tl.constexpr, LP: tl.
     px, py, pz = _point(x, row, inside)
     qx, qy, qz = _point(q, row, inside)
     u0, u1 = _load_pair(u, row, inside, LEVELS, LP)
-    mask = (tl.arange(0, LP) < LEVELS)[:, None] & inside[None, :]
+    mask = (tl.arange(0, LP) < LEVELS)[None, :] & inside[:, None]
     cell = _cell(px, py, pz, level)
     s0, s1 = tl.zeros_like(u0), tl.zeros_like(u0)
     bx, by, bz = tl.zeros_like(u0), tl.zeros_like(u0), tl.zeros_like(u0)
@@ -248,13 +266,13 @@ def encode_bend(x, table, levels, u, q, du, dx, n, LEVELS: tl.constexpr, LP: tl.
         xy = _signed(_signed(wz * t, corner & 1), corner & 2)
         xz = _signed(_signed(wy * t, corner & 1), corner & 4)
         yz = _signed(_signed(wx * t, corner & 2), corner & 4)
-        bx += xy * qy + xz * qz
-        by += xy * qx + yz * qz
-        bz += xz * qx + yz * qy
+        bx += xy * qy[:, None] + xz * qz[:, None]
+        by += xy * qx[:, None] + yz * qz[:, None]
+        bz += xz * qx[:, None] + yz * qy[:, None]
     scale = level[0]
     _store_pair(du, row, inside, s0 * scale, s1 * scale, LEVELS, LP)
     scale = scale * scale
-    _store_point(dx, row, inside, tl.sum(bx * scale, 0), tl.sum(by * scale, 0), tl.sum(bz * scale, 0))
+    _store_point(dx, row, inside, tl.sum(bx * scale, 1), tl.sum(by * scale, 1), tl.sum(bz * scale, 1))
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -265,7 +283,7 @@ def scatter(x, d_table, levels, g, q, n, SECOND: tl.constexpr, LEVELS: tl.conste
     px, py, pz = _point(x, row, inside)
     qx, qy, qz = _point(q, row, inside)
     g0, g1 = _load_pair(g, row, inside, LEVELS, LP)
-    mask = (tl.arange(0, LP) < LEVELS)[:, None] & inside[None, :]
+    mask = (tl.arange(0, LP) < LEVELS)[None, :] & inside[:, None]
     _scatter(d_table, _cell(px, py, pz, level), level, g0, g1, g0, g1, qx, qy, qz, mask, not SECOND, SECOND)
 
 
@@ -309,14 +327,14 @@ def _field_value(
     PRECISION: tl.constexpr,
 ):
     """out[0] (n,) at positions in [0, 1]; CHUNK hidden units at a time."""
-    h0, h1 = _gather(table, _cell(x, y, z, level), level, (tl.arange(0, LP) < LEVELS)[:, None] & inside[None, :])
+    h0, h1 = _gather(table, _cell(x, y, z, level), level, (tl.arange(0, LP) < LEVELS)[None, :] & inside[:, None])
     value = tl.zeros_like(x)
     for start in tl.static_range(0, HIDDEN, CHUNK):
         even = _load_matrix(w1, start, HIDDEN, CHUNK, 0, 2, LEVELS, LP, 2 * LEVELS)
         odd = _load_matrix(w1, start, HIDDEN, CHUNK, 1, 2, LEVELS, LP, 2 * LEVELS)
         unit = start + tl.arange(0, CHUNK)
         v = tl.load(w2 + unit, mask=unit < HIDDEN, other=0.0)
-        value += tl.sum(_relu(_dot(even, h0, PRECISION) + _dot(odd, h1, PRECISION)) * v[:, None], 0)
+        value += tl.sum(_relu(_dot(h0, tl.trans(even), PRECISION) + _dot(h1, tl.trans(odd), PRECISION)) * v[None, :], 1)
     return value
 
 
@@ -341,8 +359,9 @@ def field(
     row, inside = _rows(n, BLOCK, tl.program_id(0))
     level = _levels(levels, LP)
     px, py, pz = _point(x, row, inside)
-    mask = (tl.arange(0, LP) < LEVELS)[:, None] & inside[None, :]
+    mask = (tl.arange(0, LP) < LEVELS)[None, :] & inside[:, None]
     h0, h1, x0, y0, z0, x1, y1, z1 = _gather_jacobian(table, _cell(px, py, pz, level), level, mask)
+    h0, h1 = tl.trans(h0), tl.trans(h1)
     u0, u1 = tl.zeros_like(h0), tl.zeros_like(h0)
     y = tl.zeros([OP, BLOCK], tl.float32)
     for start in tl.static_range(0, HIDDEN, CHUNK):
@@ -356,9 +375,9 @@ def field(
         mv = tl.where(z > 0.0, v[:, None], 0.0)
         u0 += _dot(tl.trans(even), mv, PRECISION)
         u1 += _dot(tl.trans(odd), mv, PRECISION)
-    column = tl.arange(0, OP)[:, None]
-    tl.store(out + row[None, :] * OUT + column, y, mask=(column < OUT) & inside[None, :])
-    _store_point(gradient, row, inside, tl.sum(x0 * u0 + x1 * u1, 0), tl.sum(y0 * u0 + y1 * u1, 0), tl.sum(z0 * u0 + z1 * u1, 0))
+    _store_rows(out, row, inside, tl.trans(y), OUT, OP)
+    u0, u1 = tl.trans(u0), tl.trans(u1)
+    _store_point(gradient, row, inside, tl.sum(x0 * u0 + x1 * u1, 1), tl.sum(y0 * u0 + y1 * u1, 1), tl.sum(z0 * u0 + z1 * u1, 1))
 
 
 @triton.jit(do_not_specialize=["n", "tiles"])
@@ -369,38 +388,38 @@ def field_backward(
 ):
     """Adds to the table's gradient; each program's share of W1's and W2's goes to a row of partial (programs, HIDDEN (2 LEVELS + OUT)).
 
-    FIRST: there is a d_out (n, OUT). SECOND: there is a d_gradient (n, 3), q. The forward pass is done again: only x was kept.
+    FIRST: there is a d_out (n, OUT). SECOND: there is a d_gradient (n, 3), q. The forward pass is done again: only x was kept. What q adds
+    to W1 is v_j A_jf and to v_j sum_f W1_jf A_jf, both from A = sum over points of m s^T, which is all that is summed up for it.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
     level = _levels(levels, LP)
     column = tl.arange(0, OP)[:, None]
-    known = (tl.arange(0, LP) < LEVELS)[:, None]
+    known = (tl.arange(0, LP) < LEVELS)[None, :]
     CHUNKS: tl.constexpr = (HIDDEN + CHUNK - 1) // CHUNK
-    d_even, d_odd, d_second, d_v = (), (), (), ()
+    d_even, d_odd, d_second, a_even, a_odd = (), (), (), (), ()
     for _ in tl.static_range(CHUNKS):
         d_even = d_even + (tl.zeros([CHUNK, LP], tl.float32),)
         d_odd = d_odd + (tl.zeros([CHUNK, LP], tl.float32),)
         d_second = d_second + (tl.zeros([OP, CHUNK], tl.float32),)
-        d_v = d_v + (tl.zeros([CHUNK], tl.float32),)
+        a_even = a_even + (tl.zeros([CHUNK, LP], tl.float32),)
+        a_odd = a_odd + (tl.zeros([CHUNK, LP], tl.float32),)
     for tile in range(program, tiles, programs):
         row, inside = _rows(n, BLOCK, tile)
         px, py, pz = _point(x, row, inside)
         cell = _cell(px, py, pz, level)
-        mask = known & inside[None, :]
-        scale = 1.0
+        scale, size = 1.0, tl.zeros_like(px)
         if SECOND:
             qx, qy, qz = _point(d_gradient, row, inside)
+            size += tl.abs(qx) + tl.abs(qy) + tl.abs(qz)
         else:
             qx, qy, qz = px, py, pz
         if FIRST:
-            d_y = tl.load(d_out + row[None, :] * OUT + column, mask=(column < OUT) & inside[None, :], other=0.0)
-        if PRECISION == "half":  # gradients of a mean over a batch are too small for half: bring the tile's largest to 1
-            largest = 0.0
-            if FIRST:
-                largest = tl.max(tl.max(tl.abs(d_y), 0), 0)
-            if SECOND:
-                largest = tl.maximum(largest, tl.max(tl.maximum(tl.maximum(tl.abs(qx), tl.abs(qy)), tl.abs(qz)), 0))
-            scale = tl.where(largest > 0.0, largest, 1.0)
+            d_y = _load_rows(d_out, row, inside, OUT, OP)
+            size += tl.sum(tl.abs(d_y), 1)
+        mask = known & (inside & (size != 0.0))[:, None]  # points without a share in the loss are left alone
+        if PRECISION == "half":  # gradients of a mean over a batch are too small for half: bring the tile's largest near 1
+            scale = tl.max(size, 0)
+            scale = tl.where(scale > 0.0, scale, 1.0)
             if FIRST:
                 d_y = d_y / scale
             if SECOND:
@@ -410,12 +429,15 @@ def field_backward(
         else:
             h0, h1 = _gather(table, cell, level, mask)
             s0, s1 = h0, h1
+        h0, h1, s0, s1 = tl.trans(h0), tl.trans(h1), tl.trans(s0), tl.trans(s1)
+        if FIRST:
+            d_y = tl.trans(d_y)
         g0, g1, u0, u1 = tl.zeros_like(h0), tl.zeros_like(h0), tl.zeros_like(h0), tl.zeros_like(h0)
         for chunk in tl.static_range(CHUNKS):
             even = _load_matrix(w1, chunk * CHUNK, HIDDEN, CHUNK, 0, 2, LEVELS, LP, 2 * LEVELS)
             odd = _load_matrix(w1, chunk * CHUNK, HIDDEN, CHUNK, 1, 2, LEVELS, LP, 2 * LEVELS)
             z = _dot(even, h0, PRECISION) + _dot(odd, h1, PRECISION)
-            new_even, new_odd, new_second, new_v = d_even[chunk], d_odd[chunk], d_second[chunk], d_v[chunk]
+            new_even, new_odd, new_second, even_a, odd_a = d_even[chunk], d_odd[chunk], d_second[chunk], a_even[chunk], a_odd[chunk]
             if SECOND:
                 unit = chunk * CHUNK + tl.arange(0, CHUNK)
                 v = tl.load(w2 + unit, mask=unit < HIDDEN, other=0.0)
@@ -424,10 +446,9 @@ def field_backward(
                     u0 += _dot(tl.trans(even), mv, PRECISION)
                     u1 += _dot(tl.trans(odd), mv, PRECISION)
                 if TO_WEIGHTS:
-                    new_even = _add_dot(new_even, mv, tl.trans(s0), scale, PRECISION)
-                    new_odd = _add_dot(new_odd, mv, tl.trans(s1), scale, PRECISION)
-                    along = _dot(even, s0, PRECISION) + _dot(odd, s1, PRECISION)
-                    new_v += scale * tl.sum(tl.where(z > 0.0, along, 0.0), 1)
+                    slope = tl.where(z > 0.0, 1.0, 0.0)
+                    even_a = _add_dot(even_a, slope, tl.trans(s0), scale, PRECISION)
+                    odd_a = _add_dot(odd_a, slope, tl.trans(s1), scale, PRECISION)
             if FIRST:
                 second = _load_matrix(w2, 0, OUT, OP, chunk * CHUNK, 1, HIDDEN - chunk * CHUNK, CHUNK, HIDDEN)
                 if TO_WEIGHTS:
@@ -442,8 +463,10 @@ def field_backward(
             d_even = d_even[:chunk] + (new_even,) + d_even[chunk + 1 :]
             d_odd = d_odd[:chunk] + (new_odd,) + d_odd[chunk + 1 :]
             d_second = d_second[:chunk] + (new_second,) + d_second[chunk + 1 :]
-            d_v = d_v[:chunk] + (new_v,) + d_v[chunk + 1 :]
+            a_even = a_even[:chunk] + (even_a,) + a_even[chunk + 1 :]
+            a_odd = a_odd[:chunk] + (odd_a,) + a_odd[chunk + 1 :]
         if TO_TABLE:
+            g0, g1, u0, u1 = tl.trans(g0), tl.trans(g1), tl.trans(u0), tl.trans(u1)
             _scatter(
                 d_table, cell, level, g0 * scale, g1 * scale, u0, u1, qx * scale, qy * scale, qz * scale, mask,
                 FIRST, SECOND,
@@ -454,31 +477,18 @@ def field_backward(
             unit, feature = chunk * CHUNK + tl.arange(0, CHUNK), tl.arange(0, LP)[None, :]
             place = partial + unit[:, None] * (2 * LEVELS) + 2 * feature
             mask = (unit < HIDDEN)[:, None] & (feature < LEVELS)
-            tl.store(place, d_even[chunk], mask=mask)
-            tl.store(place + 1, d_odd[chunk], mask=mask)
-            d_w2 = d_second[chunk] + tl.where(column == 0, d_v[chunk][None, :], 0.0)
+            v = tl.load(w2 + unit, mask=unit < HIDDEN, other=0.0)
+            tl.store(place, d_even[chunk] + v[:, None] * a_even[chunk], mask=mask)
+            tl.store(place + 1, d_odd[chunk] + v[:, None] * a_odd[chunk], mask=mask)
+            even = _load_matrix(w1, chunk * CHUNK, HIDDEN, CHUNK, 0, 2, LEVELS, LP, 2 * LEVELS)
+            odd = _load_matrix(w1, chunk * CHUNK, HIDDEN, CHUNK, 1, 2, LEVELS, LP, 2 * LEVELS)
+            d_v = tl.sum(even * a_even[chunk] + odd * a_odd[chunk], 1)
+            d_w2 = d_second[chunk] + tl.where(column == 0, d_v[None, :], 0.0)
             place = partial + HIDDEN * 2 * LEVELS + column * HIDDEN + unit[None, :]
             tl.store(place, d_w2, mask=(column < OUT) & (unit < HIDDEN)[None, :])
 
 
-# ---- MLP; tiles are [point, feature]
-
-
-@triton.jit
-def _load_rows(x, row, inside, WIDTH: tl.constexpr, WP: tl.constexpr):
-    column = tl.arange(0, WP)[None, :]
-    return tl.load(x + row[:, None] * WIDTH + column, mask=inside[:, None] & (column < WIDTH), other=0.0)
-
-
-@triton.jit
-def _zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    return tl.zeros([ROWS, COLUMNS], tl.float32)
-
-
-@triton.jit
-def _store_rows(x, row, inside, values, WIDTH: tl.constexpr, WP: tl.constexpr):
-    column = tl.arange(0, WP)[None, :]
-    tl.store(x + row[:, None] * WIDTH + column, values, mask=inside[:, None] & (column < WIDTH))
+# ---- MLP
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -587,12 +597,14 @@ def _unit(p):
 
 @triton.jit
 def _level_at(
-    x, y, z, inside, prior_radius, table, level, w1, w2, LEVELS: tl.constexpr, LP: tl.constexpr, HIDDEN: tl.constexpr, CHUNK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    x, y, z, inside, prior_radius, table, level, w1, w2, ROWS: tl.constexpr, COLUMNS: tl.constexpr, LEVELS: tl.constexpr,
+    LP: tl.constexpr, HIDDEN: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """The level (n,) at points in scene units."""
-    value = _field_value(_unit(x), _unit(y), _unit(z), inside, table, level, w1, w2, LEVELS, LP, HIDDEN, CHUNK, PRECISION)
-    return value + (prior_radius - tl.sqrt(x * x + y * y + z * z))
+    """The level (ROWS, COLUMNS) at points in scene units."""
+    n: tl.constexpr = ROWS * COLUMNS
+    ux, uy, uz = tl.reshape(_unit(x), [n]), tl.reshape(_unit(y), [n]), tl.reshape(_unit(z), [n])
+    value = _field_value(ux, uy, uz, tl.reshape(inside, [n]), table, level, w1, w2, LEVELS, LP, HIDDEN, CHUNK, PRECISION)
+    return tl.reshape(value, [ROWS, COLUMNS]) + (prior_radius - tl.sqrt(x * x + y * y + z * z))
 
 
 @triton.jit
@@ -625,11 +637,7 @@ def bracket(
         real = (start + place < points[:, None]) & (active[:, None] > 0)
         t = tl.load(lattice + ray[:, None] * most + start + place, mask=real, other=0.0)
         x, y, z = ox[:, None] + t * dx[:, None], oy[:, None] + t * dy[:, None], oz[:, None] + t * dz[:, None]
-        f = _level_at(
-            tl.reshape(x, [RAYS * AHEAD]), tl.reshape(y, [RAYS * AHEAD]), tl.reshape(z, [RAYS * AHEAD]), tl.reshape(real, [RAYS * AHEAD]),
-            prior_radius, table, level, w1, w2, LEVELS, LP, HIDDEN, CHUNK, PRECISION,
-        )  # fmt: skip
-        f = tl.reshape(f, [RAYS, AHEAD])
+        f = _level_at(x, y, z, real, prior_radius, table, level, w1, w2, RAYS, AHEAD, LEVELS, LP, HIDDEN, CHUNK, PRECISION)
         first = tl.min(tl.where(real & (f > 0.0), place, AHEAD), 1)
         found = first < AHEAD
         before = tl.where(found, first, tl.sum(real.to(tl.int32), 1)) - 1
@@ -651,8 +659,12 @@ def refine(
     o, d, t_near, t_far, ends, table, levels, w1, w2, t_surface, hit, n, step, secant_steps, prior_radius, LEVELS: tl.constexpr,
     LP: tl.constexpr, HIDDEN: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr, RAYS: tl.constexpr,
 ):
-    """`surface.secant` from the ends that `bracket` left. A ray is done when its level is but rounding."""
-    ray, real_ray = _rows(n, RAYS, tl.program_id(0))
+    """`surface.secant` from the ends that `bracket` left. A ray is done when its level is but rounding.
+
+    Rays are tiles (RAYS / 8, 8): from a vector, Triton would move every gather through shared memory.
+    """
+    ray = (tl.program_id(0) * RAYS + tl.arange(0, RAYS // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]).to(tl.int64)
+    real_ray = ray < n
     level = _levels(levels, LP)
     ox, oy, oz = _point(o, ray, real_ray)
     dx, dy, dz = _point(d, ray, real_ray)
@@ -665,14 +677,13 @@ def refine(
     culled = low < high - 1.01 * step
     low = tl.where(culled, tl.maximum(high - step, near), low)
     unknown = crosses & (culled | (tl.abs(f_low) == float("inf")) | (f_low != f_low))  # the level at `low`, which comes first
-    done, was_inside, taken = crosses & False, crosses & False, tl.zeros([RAYS], tl.int32)
+    done, was_inside, taken = crosses & False, crosses & False, tl.zeros([RAYS // 8, 8], tl.int32)
     active = crosses & (unknown | (secant_steps > 0))
     t = far
-    while tl.max(active.to(tl.int32), 0) > 0:
+    while tl.max(tl.max(active.to(tl.int32), 1), 0) > 0:
         t = tl.where(active, tl.where(unknown, low, _zero(low, high, f_low, f_high)), t)
-        f = _level_at(
-            ox + t * dx, oy + t * dy, oz + t * dz, active, prior_radius, table, level, w1, w2, LEVELS, LP, HIDDEN, CHUNK, PRECISION
-        )
+        x, y, z = ox + t * dx, oy + t * dy, oz + t * dz
+        f = _level_at(x, y, z, active, prior_radius, table, level, w1, w2, RAYS // 8, 8, LEVELS, LP, HIDDEN, CHUNK, PRECISION)
         inside, stepping = f > 0.0, active & (unknown == 0)
         # inside already: the box cuts the solid there
         done = done | (active & tl.where(unknown, inside, tl.abs(f) < ON_SURFACE))
