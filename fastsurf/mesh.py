@@ -132,15 +132,16 @@ class _Lattice:
             if last is not None:
                 slab[0], wanted[0] = last, False
             fresh = np.flatnonzero(wanted)
-            rows, z = np.divmod(fresh.astype(np.int32 if wanted.size < 1 << 31 else np.int64), r + 1)
-            points = np.stack([rows // (r + 1) + x, rows % (r + 1), z], 1)
+            rows, columns = np.divmod(fresh.astype(np.int32 if wanted.size < 1 << 31 else np.int64), r + 1)
+            points = np.stack([rows // (r + 1) + x, rows % (r + 1), columns], 1)
             use = self.in_use(*points.T)
             slab.reshape(-1)[fresh[use]] = self.evaluate(points[use])
             for y in range(0, r, _BLOCK):
                 for z in range(0, r, _BLOCK):
                     values = slab[:, y : y + _BLOCK + 1, z : z + _BLOCK + 1]
                     if coarse.may_cross(np.array([x, y, z]), values, closed):
-                        index = np.ix_(*(np.arange(k, k + n) for k, n in zip((x, y, z), values.shape, strict=True)))
+                        a, b, c = values.shape
+                        index = np.ix_(np.arange(x, x + a), np.arange(y, y + b), np.arange(z, z + c))
                         yield np.array([x, y, z]), np.where(np.isnan(values), coarse.sign(*index), values)
             last = slab[-1]
             if self.on_progress:
@@ -179,12 +180,13 @@ class _Coarse:
 
         steep = np.zeros((n, n, n), np.float32)  # steepest change along an edge of the cell
         for axis in range(3):
-            ends = [np.moveaxis(a, axis, 0) for a in (self.values, self.use)]
-            change = np.where(ends[1][1:] & ends[1][:-1], np.abs(np.diff(ends[0], axis=0)), 0)
+            values, use = np.moveaxis(self.values, axis, 0), np.moveaxis(self.use, axis, 0)
+            change = np.where(use[1:] & use[:-1], np.abs(np.diff(values, axis=0)), 0)
             across = np.maximum(change[:, 1:], change[:, :-1])
             np.maximum(np.moveaxis(steep, axis, 0), np.maximum(across[:, :, 1:], across[:, :, :-1]), out=np.moveaxis(steep, axis, 0))
         steep = maximum_filter(steep, 3)
-        low, high = self._corners(np.where(self.use, self.values, np.inf)).min(0), self._corners(np.where(self.use, self.values, -np.inf)).max(0)
+        low = self._corners(np.where(self.use, self.values, np.inf)).min(0)
+        high = self._corners(np.where(self.use, self.values, -np.inf)).max(0)
         whole, some = self._used()
         bound = _MARGIN * steep * np.where(whole, 1, 2)  # a corner in use may lie at the other end
         self.near = some & ((low <= bound) & (high >= -bound) | ~whole & (high > 0) | (low > high))

@@ -36,8 +36,13 @@ def place(rays: Rays, found: Crossings, width: float | Tensor, front: int, inter
     high = torch.minimum(found.t + width, rays.t_far)[:, None]
     near, device = rays.t_near[:, None], found.t.device
     before, around = strata(n, front, generator, device), strata(n, interval, generator, device)
-    t_hit = torch.cat([near + (low - near) * before, low + (high - low) * around], 1)
-    return torch.where(found.hit[:, None], t_hit, over_lattice(rays, found, strata(n, front + interval, generator, device)))
+    t = torch.cat([near + (low - near) * before, low + (high - low) * around], 1)
+    everywhere = strata(n, front + interval, generator, device)
+    if t.is_cuda:  # shapes that no value decides, as a recorded step wants them
+        return torch.where(found.hit[:, None], t, over_lattice(rays, found, everywhere))
+    missed = (~found.hit).nonzero()[:, 0]
+    lattice = Crossings(found.t[missed], found.hit[missed], found.lattice[missed], found.count[missed], found.step)
+    return t.index_copy_(0, missed, over_lattice(rays[missed], lattice, everywhere[missed]))
 
 
 def strata(n: int, count: int, generator: torch.Generator | None, device: torch.device | None = None) -> Tensor:

@@ -123,6 +123,35 @@ def test_only_the_neighbourhood_of_occupied_cells_is_evaluated() -> None:
     assert progress == sorted(progress) and progress[-1] == 1
 
 
+def plate(x: Tensor) -> Tensor:
+    """Thinner than two lattice steps, tilted, with a round hole."""
+    height = x @ torch.nn.functional.normalize(torch.tensor([0.3, -0.2, 1.0]), dim=0)
+    return torch.minimum(0.012 - height.abs(), x[:, :2].norm(dim=1) - 0.3)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("level", [sphere(0.5, (0.03, -0.4, 0.2)), torus, plate, lambda x: 0.1 + torus(x) * (1 + 5 * x[:, 0].abs())])
+def test_the_coarse_look_loses_nothing(level: Level, closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mesh is that of evaluating every point, to the bit: where all is occupied, and where occupied cells cut the solid."""
+    seen = []
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return level(x)
+
+    half = near(level)
+    half[:20, :, 9:] = False
+    for cells in (torch.ones(4, 4, 4, dtype=torch.bool), half):
+        seen.clear()
+        found, some = extract(watched, cells, 130, closed), sum(seen)
+        with monkeypatch.context() as patched:
+            patched.setattr("fastsurf.mesh._MARGIN", 1e9)
+            seen.clear()
+            wanted = extract(watched, cells, 130, closed)
+        assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+        assert some < (0.5 if cells.all() else 1.001) * sum(seen)
+
+
 def test_solid_outside_occupied_cells_counts_as_empty() -> None:
     def level(x: Tensor) -> Tensor:
         return torch.maximum(sphere(0.2, (-0.5, 0, 0))(x), sphere(0.2, (0.5, 0, 0))(x))

@@ -26,7 +26,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastsurf.backends import choose_backend
 from fastsurf.backends.native import NativeBackend
 from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.config import load_config
@@ -79,18 +78,17 @@ def step(repeats: int) -> dict[str, float]:
     one, two, eager = NativeBackend(1), NativeBackend(2), Eager()
     with_normals, without = trained(two), trained(two, NO_NORMALS)
     candidates = {
-        "fused": work(with_normals, two), "fused, 1 thread": work(with_normals, one), "eager": work(with_normals, eager),
+        "fused": work(with_normals, two), "fused without smoothing": work(with_normals, two, smooth=False),
+        "fused, 1 thread": work(with_normals, one), "eager": work(with_normals, eager),
         "fused without normals": work(without, two), "eager without normals": work(without, eager),
         "autograd, native kernels": work(with_normals, two, fused=False),
     }  # fmt: skip
     a, b = torch.randn(2, 2048, 2048)
-    x, weights = torch.randn(65536, 48), [torch.randn(shape, requires_grad=True) for shape in ((64, 48), (64, 64), (16, 64))]
-    d = torch.randn(65536, 16)
     candidates["sgemm"] = lambda: a @ b
-    candidates["mlp"] = lambda: torch.autograd.grad(two.mlp(x, weights), weights, d)
+    candidates["mlp"] = mlp_tiles(two)
     ms = interleaved(candidates, repeats)
     sgemm = 2 * 2048**3 / ms["sgemm"] / 1e6
-    mlp = 2 * 65536 * (3 * (64 * 48 + 64 * 64 + 16 * 64) - 64 * 48) / ms["mlp"] / 1e6  # no gradient of x
+    mlp = 2 * 3 * 65536 * (64 * 48 + 64 * 64 + 16 * 64) / ms["mlp"] / 1e6
     samples = RAYS * (with_normals.config.sampling.front + with_normals.config.sampling.interval)
     alone = float(run_python("-c", "import torch; print([line for line in open('/proc/self/status') if 'VmHWM' in line][0].split()[1])"))
     return {
@@ -98,11 +96,24 @@ def step(repeats: int) -> dict[str, float]:
         "fused_over_eager": ms["eager without normals"] / ms["fused without normals"],
         "fused_over_eager_normals": ms["eager"] / ms["fused"],
         "fused_over_autograd": ms["autograd, native kernels"] / ms["fused"],
-        "normals_over_no_normals": ms["fused"] / ms["fused without normals"],
+        "normals_over_no_normals": ms["fused without smoothing"] / ms["fused without normals"],
         "mlp_over_sgemm": mlp / sgemm,
         "threads_2_over_1": ms["fused, 1 thread"] / ms["fused"],
         "rss_over_import_mib": float(run_python(__file__, "memory").split()[1]) - alone / 1024,
     }  # fmt: skip
+
+
+def mlp_tiles(backend: NativeBackend) -> Callable[[], object]:
+    """The colour head's tiles there and back on 65536 rows, into memory that is there."""
+    n, widths = 65536, (ctypes.c_int32 * 4)(48, 64, 64, 16)
+    weights, x, y, d, dx = torch.randn(64 * 48 + 64 * 64 + 16 * 64), *(torch.randn(n, width) for width in (48, 16, 16, 48))
+    hidden, d_weights = torch.empty(n * 128), torch.empty_like(weights)
+
+    def go() -> None:
+        backend._call("mlp", widths, 3, weights, x, n, y, hidden)
+        backend._call("mlp_backward", widths, 3, weights, x, n, hidden, d, dx, d_weights)
+
+    return go
 
 
 def march(repeats: int) -> dict[str, float]:
@@ -115,7 +126,8 @@ def march(repeats: int) -> dict[str, float]:
         learn(run)
         run.optimizer.step(run.progress())
 
-    ms = interleaved({"search": lambda: find(batch.rays, model, generator), "update": lambda: model.update_grid(generator), "step": whole}, repeats)
+    search, update = lambda: find(batch.rays, model, generator), lambda: model.update_grid(generator)
+    ms = interleaved({"search": search, "update": update, "step": whole}, repeats)
     each = ms["update"] / run.config.grid.update_every
     return {"ms: search": ms["search"], "ms: update": ms["update"], "ms: step": ms["step"] + each,
             "march_share": (ms["search"] + each) / (ms["step"] + each)}  # fmt: skip
@@ -126,7 +138,8 @@ def mesh(repeats: int) -> dict[str, float]:
     model, resolution, part = trained(NativeBackend(2), ["train.steps=1000"]).model, 512, 1 << 21
     model.update_grid(torch.Generator().manual_seed(0), everywhere=True)
     x = torch.rand(part, 3) * 2 - 1
-    ms = interleaved({"extract": lambda: extract(model.level, model.occupied, resolution, True), "part": lambda: model.level(x)}, min(repeats, 3))
+    whole = lambda: extract(model.level, model.occupied, resolution, True)  # noqa: E731
+    ms = interleaved({"extract": whole, "part": lambda: model.level(x)}, min(repeats, 3))
     dense = ms["part"] * (resolution + 1) ** 3 / part
     return {"ms: extract": ms["extract"], "ms: dense": dense, "mesh_over_dense": dense / ms["extract"]}
 
@@ -173,9 +186,11 @@ def trained(backend: NativeBackend, sets: list[str] | None = None) -> Training:
     return run
 
 
-def work(run: Training, backend: NativeBackend | ReferenceBackend, fused: bool = True) -> Callable[[], object]:
+def work(run: Training, backend: NativeBackend | ReferenceBackend, fused: bool = True, smooth: bool = True) -> Callable[[], object]:
     """A step on RAYS rays. Every candidate looks for surfaces with the native kernels: that part is the same, and timed by `march`."""
     config = replace(run.config, train=replace(run.config.train, rays=RAYS))
+    if not smooth:
+        config = replace(config, loss=replace(config.loss, smooth=0.0))
     model = Model(config, backend, "random")
     model.load_state_dict(run.model.state_dict())
     model.set_progress(run.progress())
@@ -194,7 +209,6 @@ def work(run: Training, backend: NativeBackend | ReferenceBackend, fused: bool =
     assert on_background(batch, behind).shape == (RAYS, 3)
 
     def go() -> Tensor:
-        torch.set_num_threads(2 if isinstance(backend, Eager) else 1)
         numbers = learn(twin)
         for p in model.parameters():
             p.grad = None
@@ -218,7 +232,7 @@ def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> di
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats + 1):
         for name, function in candidates.items():
-            torch.set_num_threads(2)
+            torch.set_num_threads(2 if name in ("sgemm", "eager", "eager without normals") else 1)  # as reconstruct does
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)

@@ -32,36 +32,61 @@ struct FieldWeights {  // padded, both ways round
 
 struct FieldTile {  // one thread's activations
   float *blocks, *rows, *jacobian, *z, *s, *g_z, *u, *out, *gradient;
+  float *z_chosen, *u_chosen;  // rows of those points alone whose gradient matters
 
   FieldTile(Arena& arena, const FieldWeights& w, int points = TILE)
       : blocks(arena.take(points * w.ep)), rows(arena.take(points * w.ep)), jacobian(arena.take(points * 3 * w.width)), z(arena.take(points * w.hp)),
         s(arena.take(points * w.hp)), g_z(arena.take(points * w.hp)), u(arena.take(points * w.ep)), out(arena.take(points * w.op)),
-        gradient(arena.take(points * 3)) {}
+        gradient(arena.take(points * 3)), z_chosen(arena.take(points * w.hp)), u_chosen(arena.take(points * w.ep)) {}
 };
 
-// z = relu(W1 h) and s = m v, rows of hp
-INLINE void hidden_layer(const FieldWeights& w, const float* h, int points, float* z, float* s) {
+struct Chosen {  // rows of a tile, in ascending order
+  const int32_t* rows;
+  int count;
+};
+
+INLINE void gather_rows(const float* from, const Chosen& chosen, int row, float* to) {
+  for (int r = 0; r < chosen.count; r++)
+    for (int k = 0; k < row; k += LANES) store(to + r * row + k, load(from + chosen.rows[r] * row + k));
+}
+
+// z = relu(W1 h), rows of hp
+INLINE void hidden_layer(const FieldWeights& w, const float* h, int points, float* z) {
   gemm<RELU>(points, w.hp, w.width, h, w.ep, 1, w.w1t, w.hp, z, w.hp);
-  if (!s) return;
+}
+
+// s = m v, rows of hp
+INLINE void slopes(const FieldWeights& w, const float* z, int points, float* s) {
   for (int p = 0; p < points; p++)
     for (int k = 0; k < w.hp; k += LANES) store(s + p * w.hp + k, keep_if(vi(load(z + p * w.hp + k) > all(0.0f)), load(w.w2 + k)));
 }
 
-// A tile's `out` (points, op), h in rows and z in t; with GRADIENT also t.gradient, blocks of 3, J and u in blocks, s in t. u always
-// has to have room.
-template <bool GRADIENT>
-void field_tile(const Grid& grid, const FieldWeights& w, const FieldTile& t, const float* x, int points, float* h, float* jacobian, float* u, float* out) {
+// A tile's `out` (points, op); h is left in rows, z in t, and with JACOBIAN J in blocks. `room`: (points, ep).
+template <bool JACOBIAN>
+void field_tile(const Grid& grid, const FieldWeights& w, const FieldTile& t, const float* x, int points, float* h, float* jacobian, float* room, float* out) {
   const int n_blocks = blocks_of(points);
-  for (int first = 0; first < points; first += TILE)  // u holds h first
-    encode_tile<GRADIENT>(grid, x + 3 * first, points_in(points, first), u + first * w.ep, w.ep, jacobian + first * 3 * w.width);
+  for (int first = 0; first < points; first += TILE)
+    encode_tile<JACOBIAN>(grid, x + 3 * first, points_in(points, first), room + first * w.ep, w.ep, jacobian + first * 3 * w.width);
   for (int b = 0; b < n_blocks; b++) {
-    for (int k = w.width; k < w.ep; k++) store(u + (b * w.ep + k) * LANES, all(0.0f));
-    block_to_rows(u + b * LANES * w.ep, w.ep, h + b * LANES * w.ep);
+    for (int k = w.width; k < w.ep; k++) store(room + (b * w.ep + k) * LANES, all(0.0f));
+    block_to_rows(room + b * LANES * w.ep, w.ep, h + b * LANES * w.ep);
   }
-  hidden_layer(w, h, LANES * n_blocks, t.z, GRADIENT ? t.s : nullptr);
+  hidden_layer(w, h, LANES * n_blocks, t.z);
   gemm<PLAIN>(points, w.op, w.hidden, t.z, w.hp, 1, w.w2t, w.op, out, w.op);
-  if (!GRADIENT) return;
-  gemm<PLAIN>(LANES * n_blocks, w.ep, w.hidden, t.s, w.hp, 1, w.w1, w.ep, t.u, w.ep);
+}
+
+// After field_tile: t.gradient in blocks of 3, u in blocks, s in t; where `chosen` is not null right in its rows alone, u and the gradient
+// 0 elsewhere, s and t.z_chosen its rows one after the other.
+void field_tile_gradient(const FieldWeights& w, const FieldTile& t, const float* jacobian, int points, const Chosen* chosen, float* u) {
+  const int n_blocks = blocks_of(points), rows = chosen ? chosen->count : LANES * n_blocks;
+  if (chosen) gather_rows(t.z, *chosen, w.hp, t.z_chosen);
+  slopes(w, chosen ? t.z_chosen : t.z, rows, t.s);
+  gemm<PLAIN>(rows, w.ep, w.hidden, t.s, w.hp, 1, w.w1, w.ep, chosen ? t.u_chosen : t.u, w.ep);
+  if (chosen) {
+    fill_zero(t.u, size_t(n_blocks) * LANES * w.ep);
+    for (int r = 0; r < rows; r++)
+      for (int k = 0; k < w.ep; k += LANES) store(t.u + chosen->rows[r] * w.ep + k, load(t.u_chosen + r * w.ep + k));
+  }
   for (int b = 0; b < n_blocks; b++) {
     float* u_block = u + b * LANES * w.ep;
     rows_to_block(t.u + b * LANES * w.ep, w.ep, u_block);
@@ -92,6 +117,7 @@ void field(const Grid& grid, const Net& net, const float* x, int64_t n, int thre
     float* u = saved.h ? saved.u + start * w.ep : t.blocks;
     float* to = out + start * w.outputs;
     field_tile<true>(grid, w, t, x + 3 * start, points, h, jacobian, u, w.outputs == w.op ? to : t.out);
+    field_tile_gradient(w, t, jacobian, points, nullptr, u);
     if (w.outputs != w.op) copy(t.out, points, w.outputs, w.op, to, w.outputs);
     for (int b = 0; b < blocks_of(points); b++)
       for (int d = 0; d < 3; d++) store_lanes(gradient + (start + LANES * b) * 3 + d, 3, lanes_in(points, b), load(t.gradient + (3 * b + d) * LANES));
@@ -102,7 +128,7 @@ void field(const Grid& grid, const Net& net, const float* x, int64_t n, int thre
 void value_tile(const Grid& grid, const FieldWeights& w, const FieldTile& t, const float* x, int points, float* value) {
   encode_tile<false>(grid, x, points, t.blocks, w.ep, nullptr);
   for (int b = 0; b < blocks_of(points); b++) block_to_rows(t.blocks + b * LANES * w.ep, w.ep, t.rows + b * LANES * w.ep);
-  hidden_layer(w, t.rows, points, t.z, nullptr);
+  hidden_layer(w, t.rows, points, t.z);
   for (int p = 0; p < points; p++) {
     vf sum = {};
     for (int k = 0; k < w.hp; k += LANES) sum += load(t.z + p * w.hp + k) * load(w.w2 + k);
@@ -151,10 +177,10 @@ void first_crossing(const Grid& grid, const Net& net, float prior_radius, const 
   });
 }
 
-// The way back through a tile whose z (and s, with q) are in t. Adds to d1 (hidden, ep) and d2 (outputs, hp) where they are not null;
+// The way back through a tile whose z (and s, with q) are in t; `chosen` as for field_tile_gradient: q is 0 in other rows. Adds to d1 (hidden, ep) and d2 (outputs, hp) where they are not null;
 // g_h, where not null, in blocks. d_out: rows of `d_row`; it or q may be null.
-void field_tile_backward(const FieldWeights& w, const FieldTile& t, const float* h, const float* jacobian, int points, const float* d_out, int d_row,
-                         const float* q, float* g_h, float* d1, float* d2) {
+void field_tile_backward(const FieldWeights& w, const FieldTile& t, const float* h, const float* jacobian, int points, const Chosen* chosen,
+                         const float* d_out, int d_row, const float* q, float* g_h, float* d1, float* d2) {
   const int n_blocks = blocks_of(points);
   if (q && d1) {  // second order
     for (int b = 0; b < n_blocks; b++) {
@@ -167,11 +193,14 @@ void field_tile_backward(const FieldWeights& w, const FieldTile& t, const float*
       for (int k = w.width; k < w.ep; k++) store(g_u + LANES * k, all(0.0f));
       block_to_rows(g_u, w.ep, t.u + b * LANES * w.ep);
     }
-    gemm<ADD>(w.hidden, w.ep, points, t.s, 1, w.hp, t.u, w.ep, d1, w.ep);
-    gemm<MASK>(points, w.hp, w.width, t.u, w.ep, 1, w.w1t, w.hp, t.g_z, w.hp, t.z, w.hp);
+    if (chosen) gather_rows(t.u, *chosen, w.ep, t.u_chosen);
+    const int rows = chosen ? chosen->count : points;
+    const float *g_u = chosen ? t.u_chosen : t.u, *z = chosen ? t.z_chosen : t.z;
+    gemm<ADD>(w.hidden, w.ep, rows, t.s, 1, w.hp, g_u, w.ep, d1, w.ep);
+    gemm<MASK>(rows, w.hp, w.width, g_u, w.ep, 1, w.w1t, w.hp, t.g_z, w.hp, z, w.hp);
     for (int k = 0; k < w.hp; k += LANES) {
       vf sum = load(d2 + k);
-      for (int p = 0; p < points; p++) sum += load(t.g_z + p * w.hp + k);
+      for (int p = 0; p < rows; p++) sum += load(t.g_z + p * w.hp + k);
       store(d2 + k, sum);
     }
   }
@@ -207,8 +236,9 @@ void field_backward(const Grid& grid, const Net& net, const float* x, int64_t n,
       const int64_t start = tile * TILE;
       const int points = points_in(n, start);
       const float* h = saved.h + start * w.ep;
-      hidden_layer(w, h, points, t.z, q ? t.s : nullptr);
-      field_tile_backward(w, t, h, saved.jacobian + start * 3 * w.width, points, d_out ? d_out + start * w.outputs : nullptr, w.outputs,
+      hidden_layer(w, h, points, t.z);
+      if (q) slopes(w, t.z, points, t.s);
+      field_tile_backward(w, t, h, saved.jacobian + start * 3 * w.width, points, nullptr, d_out ? d_out + start * w.outputs : nullptr, w.outputs,
                           q ? q + 3 * start : nullptr, d_table && d_out ? g_h + start * w.ep : nullptr, d_w1 ? d1 : nullptr, d2);
     }
   });

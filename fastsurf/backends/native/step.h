@@ -65,8 +65,14 @@ struct StepWork {  // what all threads share
   float* d_behind;
 };
 
-// The field at t.points, `points` of them, a multiple of LANES: level and, where asked for, normal.
-template <bool NORMALS>
+// From the middle of the scene, kept off 0
+INLINE vf distance_of(const vf p[3]) {
+  const vf r = square_root(p[0] * p[0] + p[1] * p[1] + p[2] * p[2]);
+  return r < all(1e-6f) ? all(1e-6f) : r;
+}
+
+// The field at t.points, `points` of them, a multiple of LANES: the level.
+template <bool JACOBIAN>
 void look(const StepWork& work, const StepTile& t, int points, int64_t packed) {
   float* x = work.x + 3 * packed;
   for (int i = 0; i < 3 * points; i++) {
@@ -74,14 +80,23 @@ void look(const StepWork& work, const StepTile& t, int points, int64_t packed) {
     x[i] = a < 0.0f ? 0.0f : a > 1.0f ? 1.0f : a;
   }
   const FieldTile& f = t.field;
-  field_tile<NORMALS>(work.grid, work.field, f, x, points, f.rows, f.jacobian, work.u + packed * work.field.ep, f.out);
+  const int op = work.field.op;
+  field_tile<JACOBIAN>(work.grid, work.field, f, x, points, f.rows, f.jacobian, work.u + packed * work.field.ep, f.out);
+  for (int i = 0; i < points; i += LANES) {
+    vf p[3];
+    load_points(t.points + 3 * i, LANES, p);
+    store(t.level + i, load_lanes(f.out + i * op, op, LANES) + (work.step.prior_radius - distance_of(p)));
+  }
+}
+
+// After look<true>: the normals, of the chosen points or of all.
+void find_normals(const StepWork& work, const StepTile& t, int points, const Chosen* chosen, int64_t packed) {
+  field_tile_gradient(work.field, t.field, t.field.jacobian, points, chosen, work.u + packed * work.field.ep);
   for (int i = 0; i < points; i += LANES) {
     vf p[3], g[3];
     load_points(t.points + 3 * i, LANES, p);
-    const vf r = square_root(p[0] * p[0] + p[1] * p[1] + p[2] * p[2]), radius = r < all(1e-6f) ? all(1e-6f) : r;
-    store(t.level + i, load_lanes(f.out + i * work.field.op, work.field.op, LANES) + (work.step.prior_radius - radius));
-    if (!NORMALS) continue;
-    UNROLL for (int d = 0; d < 3; d++) g[d] = load(f.gradient + 3 * i + d * LANES) * 0.5f - p[d] / radius;
+    const vf radius = distance_of(p);
+    UNROLL for (int d = 0; d < 3; d++) g[d] = load(t.field.gradient + 3 * i + d * LANES) * 0.5f - p[d] / radius;
     const vf norm = square_root(g[0] * g[0] + g[1] * g[1] + g[2] * g[2]), inverse = 1.0f / (norm < all(1e-12f) ? all(1e-12f) : norm);
     UNROLL for (int d = 0; d < 3; d++) store_lanes(t.normal + 3 * i + d, 3, LANES, -g[d] * inverse);
     store(t.inverse + i, inverse);
@@ -196,13 +211,17 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
     look<false>(work, t, rows, packed);
   for (int i = 0; i < rows; i += LANES) store(t.alpha + i, sigmoid(work.step.sharpness * load(t.level + i)));
 
+  int lit[MOST_RAYS + 1] = {};  // bright samples of the rays before
+  for (int64_t ray = first; ray < end; ray++)
+    lit[ray - first + 1] = bright = weigh(t, starts[ray - first], starts[ray - first + 1], work.step.least_weight, bright);
+  const Chosen chosen{t.bright, bright};
+  if (normals) find_normals(work, t, rows, &chosen, packed);
   for (int64_t ray = first; ray < end; ray++) {
-    const int before = bright;
-    bright = weigh(t, starts[ray - first], starts[ray - first + 1], work.step.least_weight, bright);
-    if (bright == before) continue;
+    const int from = lit[ray - first], to = lit[ray - first + 1];
+    if (from == to) continue;
     float harmonics[HARMONICS];
     spherical_harmonics(work.step.rays_d + 3 * ray, harmonics);
-    head_inputs(work, t, before, bright, harmonics);
+    head_inputs(work, t, from, to, harmonics);
   }
   mlp_tile(head, t.in, head.p[0], bright, t.hidden, t.y);
   for (int k = 0; k < bright * y_row; k += LANES) store(t.y + k, sigmoid(load(t.y + k)));
@@ -222,7 +241,7 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
     if (normals) blame_normal(t, i, d + features, q + 3 * i);
   }
   const FieldTile& f = t.field;
-  field_tile_backward(w, f, f.rows, f.jacobian, rows, t.d_out, w.op, normals ? q : nullptr, work.g_h + packed * w.ep, d1, d2);
+  field_tile_backward(w, f, f.rows, f.jacobian, rows, &chosen, t.d_out, w.op, normals ? q : nullptr, work.g_h + packed * w.ep, d1, d2);
 }
 
 // Pairs first .. end - 1: the normals at the surface in the first half of the rows, those close to it in the second.
@@ -232,6 +251,7 @@ void pair_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t e
   for (int side = 0; side < 2; side++) copy(s.pairs + 3 * (side * s.n_pairs + first), 1, 3 * pairs, 0, t.points + 3 * pairs * side, 0);
   const int rows = fill_up(t.points, 2 * pairs);
   look<true>(work, t, rows, packed);
+  find_normals(work, t, rows, nullptr, packed);
   float* q = work.q + 3 * packed;
   fill_zero(q, 3 * size_t(rows));
   for (int i = 0; i < pairs; i++) {
@@ -245,7 +265,7 @@ void pair_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t e
     blame_normal(t, pairs + i, opposite, q + 3 * (pairs + i));
   }
   fill_zero(work.g_h + packed * work.field.ep, size_t(rows) * work.field.ep);
-  field_tile_backward(work.field, t.field, t.field.rows, t.field.jacobian, rows, nullptr, 0, q, nullptr, d1, d2);
+  field_tile_backward(work.field, t.field, t.field.rows, t.field.jacobian, rows, nullptr, nullptr, 0, q, nullptr, d1, d2);
 }
 
 struct Plan {  // of tiles: rays or pairs from first[k] up to end[k], packed points from start[k] on
