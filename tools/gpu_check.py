@@ -743,6 +743,8 @@ def said(result: Row) -> str:
 
 
 def passed(row: Row) -> str:
+    if "reason" in row and "ok" not in row:
+        return "LEFT OUT"
     return "PASS" if row.get("ok", True) else "FAIL"
 
 
@@ -974,8 +976,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("\n".join(lines(row)), flush=True)
                 keep("scene", began)
     wrong = [row for row in rows if failed(row)]
-    checks = sum(len(row.get("results", [0])) for row in rows)
-    print(f"\n{len(wrong)} rows FAIL" if wrong else f"\nall {checks} results PASS", f"({sum(report['seconds'].values()):.0f} s)")
+    missing = sum(passed(row) == "LEFT OUT" for row in rows)
+    checks = sum(len(row.get("results", [0])) for row in rows) - missing
+    verdicts = f"{len(wrong)} rows FAIL" if wrong else f"all {checks} results PASS"
+    print(f"\n{verdicts}{f', {missing} LEFT OUT' if missing else ''} ({sum(report['seconds'].values()):.0f} s)")
     for row in wrong:
         print("\n".join(lines(row)))
     report["ok"] = not wrong
