@@ -73,6 +73,28 @@ def backend() -> TritonBackend:
     return make_backend()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("Failed to find C compiler.\nSet CC"), FileNotFoundError()])
+def test_a_triton_that_does_not_work_is_one_line(backend, monkeypatch, error):
+    class Broken:
+        def __getitem__(self, grid):
+            raise error
+
+    monkeypatch.setattr(backend._kernels, "adam", Broken())
+    with pytest.raises(BackendError, match="Triton is installed but does not work") as caught:
+        make_backend()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_triton_that_computes_something_else_is_refused(backend, monkeypatch):
+    class Idle:
+        def __getitem__(self, grid):
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(backend._kernels, "adam", Idle())
+    with pytest.raises(BackendError, match=r"computes 0 where -0.5 is right"):
+        make_backend()
+
+
 @pytest.fixture(params=["exact", "fast"])
 def either(request) -> TritonBackend:
     return make_backend(request.param)

@@ -65,7 +65,7 @@ class TritonBackend:
             device: cpu is for tests, in Triton's interpreter (TRITON_INTERPRET=1).
 
         Raises:
-            BackendError: no Triton, or no GPU that PyTorch can use.
+            BackendError: no Triton, no GPU that PyTorch can use, or kernels that can't be compiled and run.
         """
         if precision not in LAUNCH:
             raise BackendError(f"no precision {precision!r}: want exact or fast")
@@ -88,6 +88,7 @@ class TritonBackend:
         sms = torch.cuda.get_device_properties(self.device).multi_processor_count if self.device.type == "cuda" else INTERPRETER_SMS
         self._programs = PROGRAMS_PER_SM * sms
         self._tables: dict[int, tuple[Sequence[Level], Tensor, dict[str, int]]] = {}
+        self._try_out()
 
     @property
     def detail(self) -> str:
@@ -196,6 +197,21 @@ class TritonBackend:
             self._kernels.adam[(_blocks(n, 1024),)](
                 self._float(p), self._float(grad), m, v, n, rate / (1 - betas[0] ** step), *betas, eps, root, BLOCK=1024
             )
+
+    def _try_out(self) -> None:
+        """One small kernel: installed is not yet working. Adam's first step is as long as its rate."""
+        p, gradient, m, v = (torch.full((1,), value, device=self.device) for value in (0.0, 1.0, 0.0, 0.0))
+        try:
+            self.adam_(p, gradient, m, v, 1, 0.5, (0.9, 0.99), 1e-15)
+            moved = p.item()
+        except Exception as e:
+            line = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise BackendError(
+                f"Triton is installed but does not work ({line}): it wants a C compiler, Python's headers and a GPU of compute capability "
+                "7.5 or more; or use --backend native"
+            ) from None
+        if abs(moved + 0.5) > 1e-4:
+            raise BackendError(f"Triton computes {moved:g} where -0.5 is right: another version may do; or use --backend native")
 
     def _grid(self, levels: Sequence[Level], entries: int) -> tuple[Tensor, dict[str, int]]:
         """The levels on the GPU, and their number; found again by the sequence's identity."""
