@@ -443,7 +443,7 @@ def compile_for(arch: int, name: str, sizes: dict, num_warps: int, **options: in
 @pytest.fixture(scope="module")
 def second_process():
     """This file's tests of values in Triton's interpreter."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         yield process

@@ -658,9 +658,9 @@ def scenes(names: Sequence[tuple[str, str]], folder: Path, out: Path, words: Seq
             continue
         began = time.monotonic()
         mesh, run = out / f"{name}-{precision}.ply", out / f"{name}-{precision}.run"
-        command = [sys.executable, "-P", "-m", "fastsurf", "reconstruct", str(folder), "-o", str(mesh), "--run", str(run), "--backend", name,
-                   "--precision", precision, "--quiet", *words]  # fmt: skip
-        row["command"] = " ".join(["fastsurf", *command[4:]])
+        options = ["-o", str(mesh), "--run", str(run), "--backend", name, "--precision", precision, "--quiet", *words]
+        command = [sys.executable, "-P", "-m", "fastsurf", "reconstruct", str(folder), *options]  # -P: not what lies in this folder
+        row["command"] = " ".join(command[3:])
         try:
             done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=max(deadline - began, 1))
             row["wall_s"] = time.monotonic() - began
