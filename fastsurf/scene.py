@@ -103,7 +103,7 @@ class Scene:
         self._viewpoints = Viewpoints(pixel_directions([view.camera for view in capture.views]), rotations, origins)
         self.blind: list[int] = []
         self._source = Source(self._viewpoints, store, *self._pools())
-        self._sources: dict[torch.device, Source] = {}  # copies on other devices
+        self._sources: dict[torch.device, Source] = {}  # by the device that asks; where there is no room, the one in memory
 
     def to_world(self, points: np.ndarray) -> np.ndarray:
         """Scene points (n, 3) in the world, float64."""
@@ -121,9 +121,10 @@ class Scene:
             foreground: share of the rays that go through masks; the others go past them. Without masks all are drawn alike.
         """
         device = generator.device
-        if device.type != "cpu" and device not in self._sources and self._store.bytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
-            self._sources[device] = self._source.to(device)
-        return self._sources.get(device, self._source).sample(n, generator, foreground).to(device)
+        if device not in self._sources:
+            fits = device.type != "cpu" and self._store.bytes < 0.5 * torch.cuda.mem_get_info(device)[0]
+            self._sources[device] = self._source.to(device) if fits else self._source
+        return self._sources[device].sample(n, generator, foreground).to(device)
 
     def rays(self, view: int, stride: int = 1) -> tuple[Rays, tuple[int, int]]:
         """Rays through every `stride`-th pixel centre of a view, row by row, and the height and width of that picture.
