@@ -341,15 +341,15 @@ def components(vertices: Floats, faces: Faces) -> Ints:
     return of_face
 
 
-def sample_surface(vertices: Floats, faces: Faces, n: int, rng: np.random.Generator) -> tuple[Floats, Floats, float]:
-    """Random points (n, 3), uniform by area, the normals (n, 3) of their faces, and the whole area."""
-    areas = face_areas(vertices, faces)
-    ends = np.cumsum(areas)
-    a, b, c = np.moveaxis(vertices[faces[np.searchsorted(ends, rng.random(n) * ends[-1], "right").clip(0, len(faces) - 1)]], 1, 0)
+def sample_surface(vertices: Floats, faces: Faces, n: int, rng: np.random.Generator) -> tuple[Floats, Floats, Ints]:
+    """Random points (n, 3), uniform by area, the normals (n, 3) of their faces, and those faces (n,)."""
+    ends = np.cumsum(face_areas(vertices, faces))
+    of_face: Ints = np.searchsorted(ends, rng.random(n) * ends[-1], "right").clip(0, len(faces) - 1)
+    a, b, c = np.moveaxis(vertices[faces[of_face]], 1, 0)
     u, v = np.sqrt(rng.random((n, 1))), rng.random((n, 1))
     normals = np.cross(b - a, c - a)
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)
-    return (1 - u) * a + u * (1 - v) * b + u * v * c, normals, float(ends[-1])
+    return (1 - u) * a + u * (1 - v) * b + u * v * c, normals, of_face
 
 
 def face_areas(vertices: Floats, faces: Faces) -> Floats:

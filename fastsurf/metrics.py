@@ -1,13 +1,13 @@
 """How good pictures and meshes are: PSNR, SSIM, Chamfer distance, F-score, normal error.
 
-Surfaces are compared as points with normals. A point stands for the small disc that it is a sample of: the distance to it is taken
-perpendicular to the disc, plus whatever lies beside it. So the spacing of samples doesn't enter the score, and two samplings of one
-surface are (nearly) 0 apart.
+Surfaces are compared by points on each of them. The distance to a mesh is that to its triangles, found by samples of them. A true
+surface that is points with normals is a surface of small discs: the distance to one is taken perpendicular to the disc, plus whatever
+lies beside it. So the spacing of samples doesn't enter the score, and two samplings of one surface are (nearly) 0 apart.
 """
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ from .meshio import read_mesh
 from .shade import seen
 
 Floats = npt.NDArray[np.float64]
+
+_FAR = 0.03  # of the diagonal: beyond it, distances are to fewer samples
+_NEAREST = 8  # samples whose triangles are measured to
+_TRUE_SAMPLES = 500_000  # of a true mesh
+_AT_ONCE = 1 << 16  # points
 
 
 def psnr(a: npt.ArrayLike, b: npt.ArrayLike, mask: npt.ArrayLike | None = None) -> float:
@@ -132,25 +137,24 @@ def score_mesh(mesh: Mesh, truth: Truth, views: Sequence[View] = (), samples: in
     Returns:
         `accuracy`: mean distance from the mesh to the truth; `completeness`: the other way; `chamfer`: mean of both; `chamfer_pct`:
         in percent of the diagonal of the true points' box; `f_score`, `f_score_05`: share of either surface within 1 % and 0.5 % of
-        the diagonal of the other, as harmonic mean; `normal_error_deg`: mean angle between normals, unoriented (NaN where the truth
-        has none); `diagonal`.
+        the diagonal of the other, as harmonic mean; `normal_error_deg`: mean angle between normals, unoriented; `offset`: how far the
+        mesh lies outside the truth, signed median along the truth's normals, of those parts that lie within 3 % of the diagonal
+        (both NaN where the truth has no normals; positive is too large); `diagonal`.
     """
     rng = np.random.default_rng(seed)
-    if truth.mesh is not None:
-        true = _Surface.of_mesh(truth.mesh, max(samples, 500_000), rng)
-    else:
-        assert truth.points is not None, "a truth has a mesh or points"
-        true = _Surface.of_points(truth.points, truth.normals)
+    true = _true_surface(truth, max(samples, _TRUE_SAMPLES), rng)
     wanted = true.some(samples, rng) if truth.points is None else _Surface(truth.points, truth.normals, 0)
     found = _Surface.of_mesh(mesh, 2 * samples, rng)
     found = found.part(_counts(found.points, mesh, truth, views))
     diagonal = float(np.linalg.norm(np.ptp(wanted.points, axis=0)))
     if not len(found.points):
         nothing = dict.fromkeys(("accuracy", "completeness", "chamfer", "chamfer_pct"), float("inf"))
-        return {**nothing, "f_score": 0.0, "f_score_05": 0.0, "normal_error_deg": float("nan"), "diagonal": diagonal}
+        unknown = dict.fromkeys(("normal_error_deg", "offset"), float("nan"))
+        return {**nothing, "f_score": 0.0, "f_score_05": 0.0, **unknown, "diagonal": diagonal}
 
-    to_true, true_angles = true.distance(found.some(samples, rng), 0.03 * diagonal)
-    to_found, found_angles = found.distance(wanted, 0.03 * diagonal)
+    far = _FAR * diagonal
+    to_true, true_angles, above = true.distance(found.some(samples, rng), far)
+    to_found, found_angles, _ = found.distance(wanted, far)
     accuracy, completeness = float(to_true.mean()), float(to_found.mean())
     return {
         "accuracy": accuracy,
@@ -160,17 +164,35 @@ def score_mesh(mesh: Mesh, truth: Truth, views: Sequence[View] = (), samples: in
         "f_score": _f_score(to_true, to_found, 0.01 * diagonal),
         "f_score_05": _f_score(to_true, to_found, 0.005 * diagonal),
         "normal_error_deg": float((true_angles.mean() + found_angles.mean()) / 2),
+        "offset": float(np.median(above[to_true < far])) if (to_true < far).any() else float("nan"),
         "diagonal": diagonal,
     }
 
 
+def distance_to(truth: Truth, seed: int = 0) -> Callable[[Floats], Floats]:
+    """A function from points (n, 3) to their distances (n,) from the true surface; NaN outside its region."""
+    true = _true_surface(truth, _TRUE_SAMPLES, np.random.default_rng(seed))
+    far = _FAR * float(np.linalg.norm(np.ptp(true.points, axis=0)))
+
+    def distance(points: Floats) -> Floats:
+        inside = _in_region(points, truth)
+        distances = np.full(len(points), np.nan)
+        distances[inside] = true.distance(_Surface(points[inside], None, 0), far)[0]
+        return distances
+
+    return distance
+
+
+def _true_surface(truth: Truth, samples: int, rng: np.random.Generator) -> "_Surface":
+    if truth.mesh is not None:
+        return _Surface.of_mesh(truth.mesh, samples, rng)
+    assert truth.points is not None, "a truth has a mesh or points"
+    return _Surface.of_points(truth.points, truth.normals)
+
+
 def _counts(points: Floats, mesh: Mesh, truth: Truth, views: Sequence[View]) -> npt.NDArray[np.bool_]:
     """Which points (n, 3) of the mesh lie in the region and are seen."""
-    counted: npt.NDArray[np.bool_] = np.ones(len(points), bool)
-    if truth.region is not None:
-        low, high, world_to_box = truth.region
-        boxed = points @ world_to_box[:3, :3].T + world_to_box[:3, 3]
-        counted = np.all((boxed >= low) & (boxed <= high), axis=1)
+    counted = _in_region(points, truth)
     if not views:
         return counted
     visible = np.zeros(len(points), bool)
@@ -180,6 +202,15 @@ def _counts(points: Floats, mesh: Mesh, truth: Truth, views: Sequence[View]) -> 
     return visible
 
 
+def _in_region(points: Floats, truth: Truth) -> npt.NDArray[np.bool_]:
+    if truth.region is None:
+        return np.ones(len(points), bool)
+    low, high, world_to_box = truth.region
+    boxed = points @ world_to_box[:3, :3].T + world_to_box[:3, 3]
+    counted: npt.NDArray[np.bool_] = np.all((boxed >= low) & (boxed <= high), axis=1)
+    return counted
+
+
 def _f_score(to_true: Floats, to_found: Floats, threshold: float) -> float:
     precision, recall = float((to_true < threshold).mean()), float((to_found < threshold).mean())
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -187,16 +218,17 @@ def _f_score(to_true: Floats, to_found: Floats, threshold: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Surface:
-    """Discs of one radius: samples of a surface."""
+    """Samples of a surface: points of triangles, or the middles of discs of one radius."""
 
     points: Floats  # (n, 3)
     normals: Floats | None  # (n, 3) unit
     radius: float
+    triangles: Floats | None = None  # (n, 3, 3): where each point lies, in a mesh
 
     @staticmethod
     def of_mesh(mesh: Mesh, n: int, rng: np.random.Generator) -> "_Surface":
-        points, normals, area = sample_surface(mesh.vertices, mesh.faces, n, rng)
-        return _Surface(points, normals, float(np.sqrt(area / n)))
+        points, normals, of_face = sample_surface(mesh.vertices, mesh.faces, n, rng)
+        return _Surface(points, normals, 0, mesh.vertices[mesh.faces[of_face]])
 
     @staticmethod
     def of_points(points: Floats, normals: Floats | None) -> "_Surface":
@@ -206,30 +238,70 @@ class _Surface:
         return _Surface(points, normals, 2 * float(apart))  # uniform random points are half of sqrt(area / n) from their next
 
     def part(self, kept: npt.NDArray[Any]) -> "_Surface":
-        return _Surface(self.points[kept], None if self.normals is None else self.normals[kept], self.radius)
+        normals, triangles = (None if a is None else a[kept] for a in (self.normals, self.triangles))
+        return _Surface(self.points[kept], normals, self.radius, triangles)
 
     def some(self, n: int, rng: np.random.Generator) -> "_Surface":
         return self.part(rng.permutation(len(self.points))[:n])
 
-    def distance(self, other: "_Surface", far: float) -> tuple[Floats, Floats]:
-        """From each of the other's points to the nearest disc, and the angle (degrees) between their normals: (n,) each.
+    def distance(self, other: "_Surface", far: float) -> tuple[Floats, Floats, Floats]:
+        """From each of the other's points to this surface: distance, angle between the normals (degrees), height along ours: (n,) each.
 
-        Beyond `far` the nearest of fewer discs is taken: a full search from near a centre of curvature visits them all.
+        Angle and height are NaN where a normal is missing. Beyond `far` the nearest of fewer samples is taken: a full search from near
+        a centre of curvature visits them all.
         """
         from scipy.spatial import cKDTree
 
-        away, nearest = cKDTree(self.points).query(other.points, distance_upper_bound=far)
-        lost = np.flatnonzero(np.isinf(away))
         few = np.random.default_rng(0).permutation(len(self.points))[:10_000]
-        away[lost], at = cKDTree(self.points[few]).query(other.points[lost])
-        nearest[lost] = few[at]
+        tree, coarse = cKDTree(self.points), cKDTree(self.points[few])
+        distances, nearest = np.empty(len(other.points)), np.empty(len(other.points), np.int64)
+        for start in range(0, len(other.points), _AT_ONCE):
+            points = other.points[start : start + _AT_ONCE]
+            k = 1 if self.triangles is None else min(_NEAREST, len(self.points))
+            away, samples = (a.reshape(len(points), k) for a in tree.query(points, k=k, distance_upper_bound=far))
+            lost = np.isinf(away[:, 0])
+            away[lost, 0], at = coarse.query(points[lost])
+            samples[lost, 0] = few[at]
+            samples = np.where(np.isinf(away), samples[:, :1], samples)
+            exact = self._measure(points, away, samples)
+            best = exact.argmin(1)[:, None]
+            distances[start : start + _AT_ONCE] = np.take_along_axis(exact, best, 1)[:, 0]
+            nearest[start : start + _AT_ONCE] = np.take_along_axis(samples, best, 1)[:, 0]
+        nothing = np.full(len(distances), np.nan)
         if self.normals is None:
-            return away, np.full(len(away), np.nan)
-        way, normal = other.points - self.points[nearest], self.normals[nearest]
-        above = (way * normal).sum(1)
+            return distances, nothing, nothing
+        normals = self.normals[nearest]
+        above: Floats = ((other.points - self.points[nearest]) * normals).sum(1)
+        if other.normals is None:
+            return distances, nothing, above
+        cosines = np.abs((normals * other.normals).sum(1)).clip(0, 1)
+        return distances, np.degrees(np.arccos(cosines)), above
+
+    def _measure(self, points: Floats, away: Floats, samples: npt.NDArray[np.int64]) -> Floats:
+        """Distances (n, k) of points (n, 3) from what the samples (n, k), `away (n, k)` themselves, stand for."""
+        if self.triangles is not None:
+            return triangle_distance(np.repeat(points, samples.shape[1], 0), self.triangles[samples.ravel()]).reshape(samples.shape)
+        if self.normals is None:
+            return away
+        above = ((points[:, None] - self.points[samples]) * self.normals[samples]).sum(-1)
         beside = np.sqrt(np.maximum(away**2 - above**2, 0))
         distances: Floats = np.hypot(above, np.maximum(beside - self.radius, 0))
-        if other.normals is None:
-            return distances, np.full(len(away), np.nan)
-        cosines = np.abs((normal * other.normals).sum(1)).clip(0, 1)
-        return distances, np.degrees(np.arccos(cosines))
+        return distances
+
+
+def triangle_distance(points: Floats, triangles: Floats) -> Floats:
+    """Distance (n,) of points (n, 3), each from its own triangle (n, 3, 3): from the plane where it projects inside, else from an edge."""
+    normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+    inside = np.ones(len(points), bool)
+    squared = np.full(len(points), np.inf)
+    for k in range(3):
+        along, way = triangles[:, (k + 1) % 3] - triangles[:, k], points - triangles[:, k]
+        length = np.einsum("nj,nj->n", along, along)
+        share = np.einsum("nj,nj->n", way, along) / np.where(length > 0, length, 1)
+        off = way - share.clip(0, 1)[:, None] * along
+        squared = np.minimum(squared, np.einsum("nj,nj->n", off, off))
+        inside &= np.einsum("nj,nj->n", np.cross(along, way), normals) > 0
+    height = np.einsum("nj,nj->n", points - triangles[:, 0], normals)
+    size = np.linalg.norm(normals, axis=1)
+    distances: Floats = np.where(inside, np.abs(height) / np.where(size > 0, size, 1), np.sqrt(squared))
+    return distances
