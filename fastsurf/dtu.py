@@ -106,7 +106,7 @@ def score_dtu(mesh: Mesh, observed: Observation, seed: int = 0) -> dict[str, flo
 
 def _in_mask(points: Floats, observed: Observation) -> npt.NDArray[np.bool_]:
     cells = np.rint((points - observed.low) / observed.cell).astype(np.int64)
-    inside: npt.NDArray[np.bool_] = ((cells >= 0) & (cells < observed.mask.shape)).all(1)
+    inside: npt.NDArray[np.bool_] = np.all((cells >= 0) & (cells < observed.mask.shape), axis=1)
     inside[inside] = observed.mask[tuple(cells[inside].T)]
     return inside
 
