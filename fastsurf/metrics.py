@@ -147,13 +147,14 @@ def score_mesh(mesh: Mesh, truth: Truth, views: Sequence[View] = (), samples: in
     found = _Surface.of_mesh(mesh, 2 * samples, rng)
     found = found.part(_counts(found.points, mesh, truth, views))
     diagonal = float(np.linalg.norm(np.ptp(wanted.points, axis=0)))
-    if not len(found.points):
+    measured = found.some(samples, rng)
+    if not len(measured.points):
         nothing = dict.fromkeys(("accuracy", "completeness", "chamfer", "chamfer_pct"), float("inf"))
         unknown = dict.fromkeys(("normal_error_deg", "offset"), float("nan"))
         return {**nothing, "f_score": 0.0, "f_score_05": 0.0, **unknown, "diagonal": diagonal}
 
     far = _FAR * diagonal
-    to_true, true_angles, above = true.distance(found.some(samples, rng), far)
+    to_true, true_angles, above = true.distance(measured, far)
     to_found, found_angles, _ = found.distance(wanted, far)
     accuracy, completeness = float(to_true.mean()), float(to_found.mean())
     return {
@@ -218,17 +219,23 @@ def _f_score(to_true: Floats, to_found: Floats, threshold: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Surface:
-    """Samples of a surface: points of triangles, or the middles of discs of one radius."""
+    """Points of triangles, or the middles of discs of one radius."""
 
     points: Floats  # (n, 3)
     normals: Floats | None  # (n, 3) unit
     radius: float
     triangles: Floats | None = None  # (n, 3, 3): where each point lies, in a mesh
+    random: npt.NDArray[np.bool_] | None = None  # (n,): uniform by area; the others are there so that no triangle is overlooked
 
     @staticmethod
     def of_mesh(mesh: Mesh, n: int, rng: np.random.Generator) -> "_Surface":
         points, normals, of_face = sample_surface(mesh.vertices, mesh.faces, n, rng)
-        return _Surface(points, normals, 0, mesh.vertices[mesh.faces[of_face]])
+        corners = mesh.vertices[mesh.faces]
+        flat = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-30)
+        random = np.arange(n + len(corners)) < n
+        points, normals = np.concatenate([points, corners.mean(1)]), np.concatenate([normals, flat])
+        return _Surface(points, normals, 0, np.concatenate([corners[of_face], corners]), random)
 
     @staticmethod
     def of_points(points: Floats, normals: Floats | None) -> "_Surface":
@@ -238,11 +245,12 @@ class _Surface:
         return _Surface(points, normals, 2 * float(apart))  # uniform random points are half of sqrt(area / n) from their next
 
     def part(self, kept: npt.NDArray[Any]) -> "_Surface":
-        normals, triangles = (None if a is None else a[kept] for a in (self.normals, self.triangles))
-        return _Surface(self.points[kept], normals, self.radius, triangles)
+        normals, triangles, random = (None if a is None else a[kept] for a in (self.normals, self.triangles, self.random))
+        return _Surface(self.points[kept], normals, self.radius, triangles, random)
 
     def some(self, n: int, rng: np.random.Generator) -> "_Surface":
-        return self.part(rng.permutation(len(self.points))[:n])
+        candidates = np.arange(len(self.points)) if self.random is None else np.flatnonzero(self.random)
+        return self.part(rng.permutation(candidates)[:n])
 
     def distance(self, other: "_Surface", far: float) -> tuple[Floats, Floats, Floats]:
         """From each of the other's points to this surface: distance, angle between the normals (degrees), height along ours: (n,) each.
@@ -290,7 +298,7 @@ class _Surface:
 
 
 def triangle_distance(points: Floats, triangles: Floats) -> Floats:
-    """Distance (n,) of points (n, 3), each from its own triangle (n, 3, 3): from the plane where it projects inside, else from an edge."""
+    """Distance (n,) of points (n, 3), each from its own triangle (n, 3, 3): its plane where it projects inside, else an edge."""
     normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
     inside = np.ones(len(points), bool)
     squared = np.full(len(points), np.inf)

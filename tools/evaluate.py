@@ -110,7 +110,7 @@ class CellError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
-    args = parser().parse_args(argv)
+    args = parser().parse_intermixed_args(argv)
     try:
         if args.score_cell:
             score(args.score_cell)
@@ -599,16 +599,21 @@ def markdown(cells: Sequence[Tree], sheets: Sequence[Path], machine: Tree) -> st
     """The tables: medians over seeds, cells, what other programs said, and the pictures."""
     finished = [cell for cell in cells if "scores" in cell]
     groups = summary(finished)
-    used = [column for column in COLUMNS if any(cell["scores"].get(column[1]) is not None for cell in finished)]
+    known = {key for cell in finished for key, value in cell["scores"].items() if value is not None}
+    used = [column for column in COLUMNS if column[1] in known]
     headings, heads = [heading for heading, _, _ in used], ["scene", "variant", "budget", "seed"]
-    lines = ["# Results", "", f"fastsurf {machine['fastsurf']}, Python {machine['python']}, {machine['cores']} cores ({machine['machine']})."]
+    made_with = f"fastsurf {machine['fastsurf']}, Python {machine['python']}, {machine['cores']} cores ({machine['machine']})."
+    lines = ["# Results", "", made_with]
     versions = dict.fromkeys((cell["sources"], cell["commit"]) for cell in finished)
     sources_column = ["sources"] if len(versions) > 1 else []
     if sources_column:
         told = "; ".join(f"{hashed} ({commit or 'no commit'})" for hashed, commit in versions)
         lines += ["", f"**Made by different sources of the package**, see the column: {told}."]
     if any(len(group["seeds"]) > 1 for group in groups):
-        rows = [[*(group[h] for h in heads[:3]), str(len(group["seeds"])), *(spread_text(group, k, f) for _, k, f in used)] for group in groups]
+        rows = [
+            [*(group[h] for h in heads[:3]), str(len(group["seeds"])), *(spread_text(group, key, form) for _, key, form in used)]
+            for group in groups
+        ]
         lines += ["", "## Medians over seeds (± half of greatest less least)", "", *table([*heads[:3], "seeds", *headings], rows)]
     rows = []
     for cell in cells:
@@ -655,7 +660,9 @@ def text(value: Any, form: str) -> str:
     """A number, yes or no, or a dash for nothing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    return ("yes" if value else "no") if isinstance(value, bool) else f"{value:{form}}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) if isinstance(value, int) else f"{value:{form}}"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
