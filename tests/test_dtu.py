@@ -123,7 +123,8 @@ def test_files_are_read_as_dtu_lays_them_out(tmp_path: Path, observed: Observati
     with pytest.raises(SceneError, match="Plane65.mat is missing"):
         read_observation(tmp_path, 65)
     savemat(tmp_path / "ObsMask" / "Plane65.mat", {"P": observed.plane[:, None]})
-    head = f"ply\nformat ascii 1.0\nelement vertex {len(observed.points)}\n" + "".join(f"property float {a}\n" for a in "xyz") + "end_header\n"
+    properties = "".join(f"property float {axis}\n" for axis in "xyz")
+    head = f"ply\nformat ascii 1.0\nelement vertex {len(observed.points)}\n{properties}end_header\n"
     lines = "\n".join(" ".join(f"{v:g}" for v in p) for p in observed.points)
     (tmp_path / "Points" / "stl" / "stl065_total.ply").write_text(head + lines + "\n")
     read = read_observation(tmp_path, scan_number(Path("data/dtu_scan65")))
