@@ -88,16 +88,18 @@ def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: b
     keep = np.ones(n, bool)
     if fill_cavities:
         volume = np.bincount(label, signed_volumes(vertices, faces), n)
+        ends = np.cumsum(np.bincount(label, minlength=n))
+        order = np.argsort(label.astype(np.min_scalar_type(n)), kind="stable")  # faces, component by component
+        corner = vertices[faces[order[np.append(0, ends[:-1])], 0]]  # (n, 3) one of each
         for cavity in np.flatnonzero(volume < 0):
-            if not is_watertight(faces[label == cavity]):
+            own = faces[order[ends[cavity - 1] if cavity else 0 : ends[cavity]]]
+            if not is_watertight(own):
                 continue
             keep[cavity] = False
-            shell = vertices[faces[label == cavity]]
+            shell = vertices[own]
             low, high = shell.min((0, 1)), shell.max((0, 1))
-            for other in np.flatnonzero(keep):
-                corner = vertices[faces[np.argmax(label == other), 0]]
-                if (low < corner).all() and (corner < high).all() and abs(winding(corner, shell)) > 0.5 and area[other] < area[cavity]:
-                    keep[other] = False
+            for other in np.flatnonzero(keep & (area < area[cavity]) & ((low < corner) & (corner < high)).all(1)):
+                keep[other] = abs(winding(corner[other], shell)) <= 0.5
     keep &= area >= min_component * area[keep].max(initial=0)
     return compact(vertices, faces[keep[label]])
 
@@ -128,8 +130,9 @@ def components(vertices: Floats, faces: Faces) -> Ints:
     rows, columns = faces[:, [0, 1]].ravel(), faces[:, [1, 2]].ravel()
     graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), (len(vertices),) * 2)
     _, label = connected_components(graph, directed=False)
-    of_face: Ints = np.unique(label[faces[:, 0]], return_inverse=True)[1].ravel()
-    return of_face
+    of_face = label[faces[:, 0]]
+    of_face_only: Ints = (np.cumsum(np.bincount(of_face) > 0) - 1)[of_face]  # vertices without a face are components of their own
+    return of_face_only
 
 
 def sample_surface(vertices: Floats, faces: Faces, n: int, rng: np.random.Generator) -> tuple[Floats, Floats, float]:
@@ -145,13 +148,17 @@ def sample_surface(vertices: Floats, faces: Faces, n: int, rng: np.random.Genera
 
 def face_areas(vertices: Floats, faces: Faces) -> Floats:
     """(f,)."""
-    return _by_face(lambda a, b, c: 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1), vertices, faces)
+    def area(a: Floats, b: Floats, c: Floats) -> Floats:
+        normal = np.cross(b - a, c - a)
+        return 0.5 * np.sqrt(np.einsum("fi,fi->f", normal, normal))
+
+    return _by_face(area, vertices, faces)
 
 
 def signed_volumes(vertices: Floats, faces: Faces) -> Floats:
     """Volume (f,) of the tetrahedra between faces and the vertices' middle; over a closed mesh they add up to its volume."""
     middle = vertices.mean(0)
-    return _by_face(lambda a, b, c: ((a - middle) * np.cross(b - middle, c - middle)).sum(1) / 6, vertices, faces)
+    return _by_face(lambda a, b, c: np.einsum("fi,fi->f", a - middle, np.cross(b - middle, c - middle)) / 6, vertices, faces)
 
 
 def _by_face(f: Callable[[Floats, Floats, Floats], Floats], vertices: Floats, faces: Faces) -> Floats:
