@@ -7,6 +7,7 @@ from here, so they may come from any backend.
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,34 +69,41 @@ def extract_native(
     cells: npt.NDArray[np.bool_],
     closed: bool,
     on_progress: Callable[[float], None] | None = None,
+    threads: int = 0,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
-    """Vertices (v, 3) in scene coordinates and faces (f, 3), outwards; both may be empty.
+    """Vertices (v, 3) in scene coordinates and faces (f, 3), outwards; both may be empty. The same for any number of threads.
 
     Args:
         cells: (g, g, g) over the scene box, indexed [x, y, z]: where the field is looked at; elsewhere it counts as -1.
         closed: points on the box count as outside.
         on_progress: called with the share done, in [0, 1].
+        threads: 0 follows `torch.get_num_threads()`.
     """
+    call = partial(_call, threads)
     cells = np.ascontiguousarray(cells)
-    handle, wanted, n_faces = ctypes.c_void_p(), ctypes.c_int64(), ctypes.c_int64()
-    _call("open", field.resolution, closed, MARGIN, cells.ctypes.data, len(cells), ctypes.byref(handle))
+    handle = ctypes.c_void_p()
+    wanted, n_vertices, n_faces = ctypes.c_int64(), ctypes.c_int64(), ctypes.c_int64()
+    call("open", field.resolution, closed, MARGIN, cells.ctypes.data, len(cells), ctypes.byref(handle))
     try:
         done = 0.0
-        while _call("plan", handle, ctypes.byref(wanted)) or wanted.value:
-            share = 0.5 * (1 - done)  # how many rounds come is not known before
+        while True:
+            call("plan", handle, ctypes.byref(wanted))
+            if not wanted.value:
+                break
+            share = 0.6 * (1 - done)  # how many rounds are to come is not known before; each takes longer than the one before
             for first in range(0, wanted.value, BATCH):
                 places = np.empty((min(BATCH, wanted.value - first), 3), np.float32)
-                _call("points", handle, first, len(places), places.ctypes.data)
+                call("points", handle, first, len(places), places.ctypes.data)
                 values = field(places)
-                _call("accept", handle, first, len(places), values.ctypes.data)
+                call("accept", handle, first, len(places), values.ctypes.data)
                 if on_progress:
                     on_progress(done + share * (first + len(places)) / wanted.value)
             done += share
-        _call("size", handle, ctypes.byref(wanted), ctypes.byref(n_faces))
-        vertices, faces = np.empty((wanted.value, 3)), np.empty((n_faces.value, 3), np.int32)
-        _call("write", handle, vertices.ctypes.data, faces.ctypes.data)
+        call("size", handle, ctypes.byref(n_vertices), ctypes.byref(n_faces))
+        vertices, faces = np.empty((n_vertices.value, 3)), np.empty((n_faces.value, 3), np.int32)
+        call("write", handle, vertices.ctypes.data, faces.ctypes.data)
     finally:
-        _call("close", handle)
+        call("close", handle)
     if on_progress:
         on_progress(1.0)
     return vertices, faces
@@ -108,7 +116,7 @@ def has_native() -> bool:
     return available()
 
 
-def _call(function: str, *arguments: Any) -> None:
+def _call(threads: int, function: str, *arguments: Any) -> None:
     from .backends.native import call
 
-    call(f"extraction_{function}", *arguments)
+    call(f"extraction_{function}", *arguments, threads=threads)

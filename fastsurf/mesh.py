@@ -35,6 +35,7 @@ def extract(
     resolution: int,
     closed: bool,
     on_progress: Callable[[float], None] | None = None,
+    threads: int = 0,
 ) -> tuple[Floats, Faces]:
     """The surface level_fn = 0 as vertices (v, 3) in scene coordinates and faces (f, 3), oriented outwards.
 
@@ -47,6 +48,7 @@ def extract(
         resolution: cells along the scene box.
         closed: the solid ends at the box, with faces on it; otherwise the surface is left open there.
         on_progress: called with the share done, in [0, 1].
+        threads: for what is not the field, with the native library; 0 follows `torch.get_num_threads()`.
 
     Raises:
         MeshError: there is no surface, and why.
@@ -57,7 +59,10 @@ def extract(
     if not cells.any():
         raise MeshError("no surface: nothing is occupied; look at the masks and the scene box with `fastsurf info`")
     cells, field = _dilate(cells), LatticeField(level_fn, resolution)
-    vertices, faces = (extract_native if has_native() else extract_slabs)(field, cells, closed, on_progress)
+    if has_native():
+        vertices, faces = extract_native(field, cells, closed, on_progress, threads)
+    else:
+        vertices, faces = extract_slabs(field, cells, closed, on_progress)
     field.check_sides(float(cells.mean()))
     if not len(faces):
         raise MeshError(f"no surface: the field crosses 0 nowhere on {resolution} cells; a higher resolution may find it")
@@ -150,7 +155,8 @@ def face_areas(vertices: Floats, faces: Faces) -> Floats:
     """(f,)."""
     def area(a: Floats, b: Floats, c: Floats) -> Floats:
         normal = np.cross(b - a, c - a)
-        return 0.5 * np.sqrt(np.einsum("fi,fi->f", normal, normal))
+        areas: Floats = 0.5 * np.sqrt(np.einsum("fi,fi->f", normal, normal))
+        return areas
 
     return _by_face(area, vertices, faces)
 

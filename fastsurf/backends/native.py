@@ -87,7 +87,7 @@ class NativeBackend:
 
     @property
     def detail(self) -> str:
-        threads = self._thread_count()
+        threads = self.thread_count()
         return f"{SETS[self._set].upper() if self._set else 'portable'}, {threads} thread{'s' if threads > 1 else ''}"
 
     def encode(self, x: Tensor, table: Tensor, levels: Sequence[Level]) -> Tensor:
@@ -189,13 +189,14 @@ class NativeBackend:
         root = (1 - betas[1] ** step) ** -0.5
         self._call("adam", p, _float(grad), m, v, p.numel(), rate / (1 - betas[0] ** step), *betas, eps, root)
 
-    def _thread_count(self) -> int:
+    def thread_count(self) -> int:
+        """Of the next call."""
         return self._threads or torch.get_num_threads()
 
     def _call(self, function: str, *arguments: Any) -> None:
         """`arguments` holds every tensor until the library is done with its memory."""
         pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-        call(function, *pointers, instructions=self._set, threads=self._thread_count())
+        call(function, *pointers, instructions=self._set, threads=self.thread_count())
 
 
 def available() -> bool:
@@ -407,7 +408,7 @@ def _load() -> ctypes.CDLL:
         raise BackendError(f"{found[0]} has version {version}, want {ABI}: reinstall fastsurf")
     pointer, i32, i64, f32 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
     grid, net, points = [pointer, i32, pointer, i64], [i32, i32, pointer, pointer], [pointer, i64]
-    arguments = {
+    arguments: dict[str, list[Any]] = {
         "encode": [*grid, *points, pointer],
         "encode_jacobian": [*grid, *points, *[pointer] * 5],
         "scatter": [pointer, i32, i64, *points, *[pointer] * 4],

@@ -36,7 +36,7 @@ Extraction::Extraction(int resolution, bool closed, float margin, const uint8_t*
     const int64_t cell = int64_t(i) * n_cells / resolution;
     cell_of_.push_back(int32_t(cell < n_cells ? cell : n_cells - 1));
   }
-  coarse_stride_ = resolution < 256 ? 4 : 8;
+  coarse_stride_ = resolution < 64 ? 2 : resolution < 256 ? 4 : 8;
   n_coarse_ = (resolution + coarse_stride_ - 1) / coarse_stride_;
   n_bricks_ = resolution / SIDE + 1;
 }
