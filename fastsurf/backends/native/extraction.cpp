@@ -227,14 +227,27 @@ void Extraction::refine(int threads) {
 
 void Extraction::want_cells() {
   const int half = stride_ / 2;
-  const auto clipped = [this](int p) { return p < resolution_ ? p : resolution_; };
-  for (const Cell& cell : near_)
+  for (const Cell& cell : near_) {
+    int at[3][3];
+    bool next[3];  // whether the far side of the cell lies in the next brick
+    for (int d = 0; d < 3; d++) {
+      for (int i = 0; i < 3; i++) at[d][i] = cell.at[d] + i * half < resolution_ ? cell.at[d] + i * half : resolution_;
+      next[d] = at[d][2] / SIDE != at[d][0] / SIDE;
+    }
+    uint32_t number[8];
+    for (int c = 0; c < 8; c++) {
+      const int same = c & (int(next[0]) | int(next[1]) << 1 | int(next[2]) << 2);
+      number[c] = same == c ? brick_number(at[0][c & 1 ? 2 : 0], at[1][c & 2 ? 2 : 0], at[2][c & 4 ? 2 : 0]) : number[same];
+    }
     for (int x = 0; x < 3; x++)
       for (int y = 0; y < 3; y++)
-        for (int z = 0; z < 3; z++) want(clipped(cell.at[0] + x * half), clipped(cell.at[1] + y * half), clipped(cell.at[2] + z * half));
+        for (int z = 0; z < 3; z++) want_in(number[x >> 1 | (y >> 1) << 1 | (z >> 1) << 2], at[0][x], at[1][y], at[2][z]);
+  }
 }
 
-void Extraction::want(int x, int y, int z) {
+void Extraction::want(int x, int y, int z) { want_in(brick_number(x, y, z), x, y, z); }
+
+uint32_t Extraction::brick_number(int x, int y, int z) {
   int32_t& number = brick_of_[size_t(brick_slot(x / SIDE, y / SIDE, z / SIDE))];
   if (number < 0) {
     if (bricks_.size() >= size_t(1) << 23) throw std::bad_alloc();
@@ -244,12 +257,16 @@ void Extraction::want(int x, int y, int z) {
     fresh.at[0] = x / SIDE, fresh.at[1] = y / SIDE, fresh.at[2] = z / SIDE;
     for (float& value : fresh.value) value = UNKNOWN;
   }
-  Brick& brick = *bricks_[size_t(number)];
-  const uint32_t local = uint32_t(x % SIDE << 6 | y % SIDE << 3 | z % SIDE);
+  return uint32_t(number);
+}
+
+void Extraction::want_in(uint32_t number, int x, int y, int z) {
+  Brick& brick = *bricks_[number];
+  const uint32_t local = uint32_t((x & (SIDE - 1)) << 6 | (y & (SIDE - 1)) << 3 | (z & (SIDE - 1)));
   float& value = brick.value[local];
   if (value != UNKNOWN) return;
   brick.changed = true;
-  const auto on_coarse = [this](int p) { return p % coarse_stride_ == 0 || p == resolution_; };
+  const auto on_coarse = [this](int p) { return (p & (coarse_stride_ - 1)) == 0 || p == resolution_; };
   const auto up = [this](int p) { return (p + coarse_stride_ - 1) / coarse_stride_; };
   if (!in_use(x, y, z)) {
     value = EMPTY;
@@ -257,7 +274,7 @@ void Extraction::want(int x, int y, int z) {
     value = coarse_[coarse_index(up(x), up(y), up(z))];
   } else {
     value = QUEUED;
-    wanted_.push_back(uint32_t(number) << 9 | local);
+    wanted_.push_back(number << 9 | local);
   }
 }
 
@@ -401,16 +418,15 @@ void Extraction::count(Brick& brick) const {
       brick.crossing[d][x] = word, brick.before[d][x] = vertices;
       vertices = uint16_t(vertices + __builtin_popcountll(word));
     }
-  brick.first_vertex = vertices, brick.first_face = 0;
-  for_faces(rows, [&](int, int, int, const Case& one) { brick.first_face += one.triangles; });
+  brick.vertices = vertices, brick.faces = 0;
+  for_faces(rows, [&](int, int, int, const Case& one) { brick.faces += one.triangles; });
 }
 
 void Extraction::count_all(int threads) {
   parallel(threads, int64_t(bricks_.size()), 0, [&](int64_t i, float*) { count(*bricks_[size_t(i)]); });
   for (const auto& brick : bricks_) {
-    const int64_t vertices = brick->first_vertex, faces = brick->first_face;
     brick->first_vertex = n_vertices_, brick->first_face = n_faces_;
-    n_vertices_ += vertices, n_faces_ += faces;
+    n_vertices_ += brick->vertices, n_faces_ += brick->faces;
   }
   if (n_vertices_ >= int64_t(1) << 31) throw std::bad_alloc();
 }
@@ -420,6 +436,7 @@ void Extraction::write(int threads, double* vertices, int32_t* faces) const {
 }
 
 void Extraction::write_brick(const Brick& b, double* vertices, int32_t* faces) const {
+  if (!b.vertices && !b.faces) return;
   const double step = 2.0 / resolution_;
   double* to = vertices + 3 * b.first_vertex;
   for (int d = 0; d < 3; d++)

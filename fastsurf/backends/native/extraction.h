@@ -37,6 +37,7 @@ class Extraction {
   struct Brick {
     int32_t at[3];  // first lattice point / SIDE
     int64_t first_vertex, first_face;
+    int32_t vertices, faces;
     uint64_t crossing[3][SIDE];      // edges with a vertex: axis, x; bit 8 y + z
     uint16_t before[3][SIDE];        // vertices of the brick before these
     uint8_t inside[SIDE][SIDE], known[SIDE][SIDE];  // [x][y], bit z
@@ -65,6 +66,8 @@ class Extraction {
   void refine(int threads);
   void want_cells();
   void want(int x, int y, int z);
+  void want_in(uint32_t brick, int x, int y, int z);
+  uint32_t brick_number(int x, int y, int z);  // made if there is none
   void follow(int threads);
   void want_incomplete(const Brick& brick);
   void note_signs(Brick& brick) const;
