@@ -155,7 +155,7 @@ def mesh(repeats: int) -> dict[str, float]:
     ms = interleaved(candidates, min(repeats, 5))
     dense = {name: ms[name] * (resolution + 1) ** 3 / len(planes) for name in ("planes", "scattered")}
     return {"ms: extract": ms["extract"], "ms: dense": dense["planes"], "points_share": seen[0] / (resolution + 1) ** 3,
-            "mesh_over_dense": dense["planes"] / ms["extract"], "mesh_over_dense_scattered": dense["scattered"] / ms["extract"]}  # fmt: skip
+            "mesh_over_dense": dense["planes"] / ms["extract"], "mesh_over_scattered": dense["scattered"] / ms["extract"]}  # fmt: skip
 
 
 def end_to_end(repeats: int) -> dict[str, float]:
