@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import __version__, meshio
 from .backends import Backend, choose_backend
+from .backends.native import NativeBackend
 from .checkpoint import read_header, resume, save_checkpoint
 from .config import Config, check, to_toml
 from .encoding import stable_finest
@@ -192,7 +193,8 @@ def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config
     def level(x: Tensor) -> Tensor:
         return model.level(x.to(device))
 
-    vertices, faces = extract(level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")))
+    threads = model.backend.thread_count() if isinstance(model.backend, NativeBackend) else 0
+    vertices, faces = extract(level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")), threads)
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
     if c.faces:
         vertices, faces = simplify(vertices, faces, c.faces)

@@ -9,9 +9,21 @@ import torch
 from torch import Tensor
 
 from fastsurf.errors import BackendError, MeshError
+from fastsurf.extraction import has_native
 from fastsurf.mesh import clean, components, extract, is_watertight, signed_volumes, simplify
 
 Level = Callable[[Tensor], Tensor]
+WAYS = ["native", "slabs"]
+everything_twice = pytest.mark.parametrize("way", WAYS, indirect=True)
+
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Meshing with the native library and, where there is none, slab by slab."""
+    if request.param == "native":
+        assert has_native(), "build the native library"
+    monkeypatch.setattr("fastsurf.mesh.has_native", lambda: request.param == "native")
+    return str(request.param)
 
 
 def sphere(radius: float, center: tuple[float, float, float] = (0, 0, 0)) -> Level:
@@ -38,7 +50,8 @@ def euler(vertices: np.ndarray, faces: np.ndarray) -> int:
 
 
 @pytest.mark.parametrize("resolution", [31, 32, 33, 64, 100])
-def test_sphere_is_closed_outward_and_has_its_radius(resolution: int) -> None:
+@everything_twice
+def test_sphere_is_closed_outward_and_has_its_radius(way: str, resolution: int) -> None:
     level = sphere(0.7, (0.05, -0.02, 0.11))
     vertices, faces = extract(level, near(level), resolution, closed=True)
     assert vertices.dtype == np.float64 and faces.dtype == np.int32
@@ -51,13 +64,15 @@ def test_sphere_is_closed_outward_and_has_its_radius(resolution: int) -> None:
     assert ((normals * (corners.mean(1) - (0.05, -0.02, 0.11))).sum(1) > 0).all()
 
 
-def test_torus_has_its_volume_and_one_hole() -> None:
+@everything_twice
+def test_torus_has_its_volume_and_one_hole(way: str) -> None:
     vertices, faces = extract(torus, near(torus), 96, closed=True)
     assert is_watertight(faces) and euler(vertices, faces) == 0
     assert volume(vertices, faces) == pytest.approx(2 * np.pi**2 * 0.6 * 0.18**2, rel=0.01)
 
 
-def test_two_spheres_over_block_borders_stay_two() -> None:
+@everything_twice
+def test_two_spheres_over_block_borders_stay_two(way: str) -> None:
     def level(x: Tensor) -> Tensor:
         return torch.maximum(sphere(0.25, (-0.5, 0, 0))(x), sphere(0.25, (0.02, 0.0, 0.0))(x))
 
@@ -68,7 +83,8 @@ def test_two_spheres_over_block_borders_stay_two() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_noise_is_closed_however_ambiguous_its_cells(seed: int) -> None:
+@everything_twice
+def test_noise_is_closed_however_ambiguous_its_cells(way: str, seed: int) -> None:
     """Random signs hit every case of marching cubes; zeros hit vertices that fall on lattice points."""
     noise = torch.randint(-1, 2, (40, 40, 40), generator=torch.Generator().manual_seed(seed)).float()
 
@@ -83,7 +99,8 @@ def test_noise_is_closed_however_ambiguous_its_cells(seed: int) -> None:
     assert (faces[:, 0] != faces[:, 1]).all() and (faces[:, 1] != faces[:, 2]).all() and (faces[:, 2] != faces[:, 0]).all()
 
 
-def test_plane_cut_by_the_box_is_capped_or_left_open() -> None:
+@everything_twice
+def test_plane_cut_by_the_box_is_capped_or_left_open(way: str) -> None:
     def level(x: Tensor) -> Tensor:
         return -x @ torch.tensor([0.2, 0.1, 1.0])  # solid below a tilted plane through the middle
 
@@ -99,7 +116,8 @@ def test_plane_cut_by_the_box_is_capped_or_left_open() -> None:
     assert np.ptp(vertices[:, 0]) == 2 and np.ptp(vertices[:, 1]) == 2
 
 
-def test_places_do_not_depend_on_the_field_scale() -> None:
+@everything_twice
+def test_places_do_not_depend_on_the_field_scale(way: str) -> None:
     level = sphere(0.6)
     a = extract(level, near(level), 48, closed=True)
     b = extract(lambda x: 200 * level(x), near(level), 48, closed=True)
@@ -107,7 +125,8 @@ def test_places_do_not_depend_on_the_field_scale() -> None:
     np.testing.assert_array_equal(a[1], b[1])
 
 
-def test_only_the_neighbourhood_of_occupied_cells_is_evaluated() -> None:
+@everything_twice
+def test_only_the_neighbourhood_of_occupied_cells_is_evaluated(way: str) -> None:
     level, cells, seen, progress = sphere(0.3), near(sphere(0.3)), [], []
 
     def watched(x: Tensor) -> Tensor:
@@ -118,7 +137,7 @@ def test_only_the_neighbourhood_of_occupied_cells_is_evaluated() -> None:
     extract(watched, cells, 128, closed=True, on_progress=progress.append)
     points = torch.cat(seen)
     assert len(points) < 0.1 * 129**3
-    assert len(seen) <= 6  # the coarse lattice, and one batch a slab at this size
+    assert len(seen) <= 6  # the coarse lattice, and one batch a slab or a look at this size
     assert points.norm(dim=1).max() < 0.3 + 4 * np.sqrt(3) * 2 / 32
     assert progress == sorted(progress) and progress[-1] == 1
 
@@ -131,7 +150,8 @@ def plate(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("level", [sphere(0.5, (0.03, -0.4, 0.2)), torus, plate, lambda x: 0.1 + torus(x) * (1 + 5 * x[:, 0].abs())])
-def test_the_coarse_look_loses_nothing(level: Level, closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@everything_twice
+def test_the_coarse_look_loses_nothing(way: str, level: Level, closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mesh is that of evaluating every point, to the bit: where all is occupied, and where occupied cells cut the solid."""
     seen = []
 
@@ -145,14 +165,71 @@ def test_the_coarse_look_loses_nothing(level: Level, closed: bool, monkeypatch: 
         seen.clear()
         found, some = extract(watched, cells, 130, closed), sum(seen)
         with monkeypatch.context() as patched:
-            patched.setattr("fastsurf.mesh._MARGIN", 1e9)
+            for module in ("extraction", "slabs"):
+                patched.setattr(f"fastsurf.{module}.MARGIN", 1e9)
             seen.clear()
             wanted = extract(watched, cells, 130, closed)
-        assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
+        for a, b in zip(canonical(*found), canonical(*wanted), strict=True):
+            np.testing.assert_array_equal(a, b)
         assert some < (0.5 if cells.all() else 1.001) * sum(seen)
 
 
-def test_solid_outside_occupied_cells_counts_as_empty() -> None:
+def canonical(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same mesh with its vertices and faces in an order that does not depend on how it was made."""
+    order = np.lexsort(vertices.T)
+    faces = np.argsort(order)[faces]
+    first = faces.argmin(1)[:, None]
+    faces = np.take_along_axis(faces, (first + np.arange(3)) % 3, 1)
+    return vertices[order], faces[np.lexsort(faces.T)]
+
+
+def bumpy(seed: int, n: int = 24) -> Level:
+    """A ball in noise that is linear between random values: many small pieces, cavities and handles."""
+    noise = torch.randn(1, 1, n, n, n, generator=torch.Generator().manual_seed(seed))
+
+    def level(x: Tensor) -> Tensor:
+        grid = x.flip(1)[None, :, None, None]
+        return 0.5 - x.norm(dim=1) + 0.2 * torch.nn.functional.grid_sample(noise, grid, align_corners=True).flatten()
+
+    return level
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("resolution", [9, 50, 131])
+def test_the_native_mesh_is_that_of_pymcubes_on_every_point(resolution: int, closed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same vertices to the bit, as many faces, the same pieces and volume; and unlike PyMCubes', no edge has more than two faces."""
+    level, cells = bumpy(resolution), torch.ones(6, 6, 6, dtype=torch.bool)
+    cells[4:, :, 5] = False
+    for module in ("extraction", "slabs"):
+        monkeypatch.setattr(f"fastsurf.{module}.MARGIN", 1e9)
+    vertices, faces = extract(level, cells, resolution, closed)
+    monkeypatch.setattr("fastsurf.mesh.has_native", lambda: False)
+    wanted_vertices, wanted_faces = extract(level, cells, resolution, closed)
+    np.testing.assert_array_equal(vertices[np.lexsort(vertices.T)], wanted_vertices[np.lexsort(wanted_vertices.T)])
+    assert len(faces) == len(wanted_faces) and euler(vertices, faces) == euler(wanted_vertices, wanted_faces)
+    assert components(vertices, faces).max() == components(wanted_vertices, wanted_faces).max()
+    assert volume(vertices, faces) == pytest.approx(volume(wanted_vertices, wanted_faces), rel=0.05)  # diagonals differ
+    if closed:
+        assert is_watertight(faces)
+
+
+def test_a_piece_is_followed_from_where_it_is_seen() -> None:
+    """A wire much thinner than a coarse cell, but for a bead: the bead is seen, and the wire comes with it, whole and closed."""
+    wire = lambda x: 0.012 - x[:, :2].norm(dim=1)  # noqa: E731
+    level = lambda x: torch.maximum(torch.minimum(wire(x), 0.9 - x[:, 2].abs()), sphere(0.2)(x)).clamp(min=-0.02)  # noqa: E731
+    vertices, faces = extract(level, torch.ones(4, 4, 4, dtype=torch.bool), 257, closed=True)
+    assert is_watertight(faces) and euler(vertices, faces) == 2
+    assert vertices[:, 2].max() > 0.89 and vertices[:, 2].min() < -0.89
+
+
+def test_threads_change_nothing() -> None:
+    level = bumpy(3)
+    one, three = (extract(level, near(level), 70, closed=True, threads=threads) for threads in (1, 3))
+    assert all(np.array_equal(a, b) for a, b in zip(one, three, strict=True))
+
+
+@everything_twice
+def test_solid_outside_occupied_cells_counts_as_empty(way: str) -> None:
     def level(x: Tensor) -> Tensor:
         return torch.maximum(sphere(0.2, (-0.5, 0, 0))(x), sphere(0.2, (0.5, 0, 0))(x))
 
@@ -162,7 +239,8 @@ def test_solid_outside_occupied_cells_counts_as_empty() -> None:
     assert is_watertight(faces) and vertices[:, 0].max() < 0
 
 
-def test_a_tiny_solid_at_high_resolution_needs_little_memory() -> None:
+@everything_twice
+def test_a_tiny_solid_at_high_resolution_needs_little_memory(way: str) -> None:
     level = sphere(0.05, (0.4, 0.4, -0.3))
     cells = near(level, 96)
     tracemalloc.start()
@@ -173,7 +251,8 @@ def test_a_tiny_solid_at_high_resolution_needs_little_memory() -> None:
     assert volume(vertices, faces) == pytest.approx(4 / 3 * np.pi * 0.05**3, rel=0.02)
 
 
-def test_every_reason_for_no_surface_is_told() -> None:
+@everything_twice
+def test_every_reason_for_no_surface_is_told(way: str) -> None:
     everywhere = torch.ones(4, 4, 4, dtype=torch.bool)
     with pytest.raises(MeshError, match="nothing is occupied"):
         extract(sphere(0.5), ~everywhere, 16, closed=True)
@@ -187,7 +266,8 @@ def test_every_reason_for_no_surface_is_told() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_field_that_is_not_finite_is_the_backends_fault(bad: float) -> None:
+@everything_twice
+def test_a_field_that_is_not_finite_is_the_backends_fault(way: str, bad: float) -> None:
     with pytest.raises(BackendError, match="not finite"):
         extract(lambda x: torch.where(x[:, 0] > 0.5, bad, 0.3 - x.norm(dim=1)), torch.ones(4, 4, 4, dtype=torch.bool), 32, closed=True)
 

@@ -16,7 +16,7 @@ RUN = """
 import sys, pytest
 from fastsurf.backends import native
 native.LIBRARY = sys.argv[1]
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "avx2 or portable", *sys.argv[2:]]))
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "avx2 or portable or native", *sys.argv[2:]]))
 """
 
 
@@ -39,7 +39,7 @@ def test_the_backend_tests_under_sanitizers(tmp_path):
         "LD_PRELOAD": ":".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
         "PYTHONPATH": f"{HERE.parent}:{HERE}",
     }  # fmt: skip
-    tests = [str(HERE / name) for name in ("test_backends.py", "test_fused.py")]
+    tests = [str(HERE / name) for name in ("test_backends.py", "test_fused.py", "test_mesh.py")]
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(tmp_path / "_fastsurf_native"), *tests],
         env=os.environ | settings, cwd=HERE.parent, capture_output=True, text=True,

@@ -21,7 +21,7 @@ from ..errors import BackendError
 from ..rays import Rays
 from . import Gradients, Look, Parameters
 
-ABI = 4
+ABI = 5
 SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
 LIBRARY = "_fastsurf_native"
 COLORS, HARMONICS = 3, 16  # outputs of the colour head that count, and its inputs for the direction
@@ -87,7 +87,7 @@ class NativeBackend:
 
     @property
     def detail(self) -> str:
-        threads = self._thread_count()
+        threads = self.thread_count()
         return f"{SETS[self._set].upper() if self._set else 'portable'}, {threads} thread{'s' if threads > 1 else ''}"
 
     def encode(self, x: Tensor, table: Tensor, levels: Sequence[Level]) -> Tensor:
@@ -189,15 +189,30 @@ class NativeBackend:
         root = (1 - betas[1] ** step) ** -0.5
         self._call("adam", p, _float(grad), m, v, p.numel(), rate / (1 - betas[0] ** step), *betas, eps, root)
 
-    def _thread_count(self) -> int:
+    def thread_count(self) -> int:
+        """Of the next call."""
         return self._threads or torch.get_num_threads()
 
     def _call(self, function: str, *arguments: Any) -> None:
         """`arguments` holds every tensor until the library is done with its memory."""
         pointers = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-        code = getattr(self._library, f"fastsurf_{function}")(self._set, self._thread_count(), *pointers)
-        if code:
-            raise BackendError(f"native {function}: {PROBLEMS.get(code, code)}")
+        call(function, *pointers, instructions=self._set, threads=self.thread_count())
+
+
+def available() -> bool:
+    """Whether the library can be loaded."""
+    try:
+        _load()
+    except BackendError:
+        return False
+    return True
+
+
+def call(function: str, *arguments: Any, instructions: int = 0, threads: int = 0) -> None:
+    """Call fastsurf_`function`; `instructions` counts in SETS, 0 threads follow `torch.get_num_threads()`."""
+    code = getattr(_load(), f"fastsurf_{function}")(instructions, threads or torch.get_num_threads(), *arguments)
+    if code:
+        raise BackendError(f"native {function}: {PROBLEMS.get(code, code)}")
 
 
 class _Field(Function):
@@ -393,7 +408,7 @@ def _load() -> ctypes.CDLL:
         raise BackendError(f"{found[0]} has version {version}, want {ABI}: reinstall fastsurf")
     pointer, i32, i64, f32 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
     grid, net, points = [pointer, i32, pointer, i64], [i32, i32, pointer, pointer], [pointer, i64]
-    arguments = {
+    arguments: dict[str, list[Any]] = {
         "encode": [*grid, *points, pointer],
         "encode_jacobian": [*grid, *points, *[pointer] * 5],
         "scatter": [pointer, i32, i64, *points, *[pointer] * 4],
@@ -406,6 +421,13 @@ def _load() -> ctypes.CDLL:
         "train_step": [*grid, *net, *[pointer, i32, pointer], *[pointer] * 2],
         "adam": [*[pointer] * 4, i64, *[f32] * 5],
         "occupied_steps": [*[pointer] * 4, i64, pointer, i32, f32, i64, pointer, pointer],
+        "extraction_open": [i32, i32, f32, pointer, i32, pointer],
+        "extraction_plan": [pointer, pointer],
+        "extraction_points": [pointer, i64, i64, pointer],
+        "extraction_accept": [pointer, i64, i64, pointer],
+        "extraction_size": [*[pointer] * 3],
+        "extraction_write": [*[pointer] * 3],
+        "extraction_close": [pointer],
     }
     for name, types in arguments.items():
         function = getattr(library, f"fastsurf_{name}")

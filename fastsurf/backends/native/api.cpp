@@ -3,6 +3,7 @@
 #include <mutex>
 #include <new>
 
+#include "extraction.h"
 #include "native.h"
 
 #ifdef _WIN32
@@ -50,7 +51,7 @@ int guarded(int set, bool sound, F body) {
 
 }  // namespace
 
-API int fastsurf_abi() { return 4; }
+API int fastsurf_abi() { return 5; }
 
 API int fastsurf_has(int set) { return kernels_for(set) != nullptr; }
 
@@ -151,5 +152,58 @@ API int fastsurf_occupied_steps(int set, int threads, const float* rays_o, const
                                 const uint8_t* occupied, int cells, float step, int64_t most, float* t_out, int64_t* count) {
   return guarded(set, cells > 0 && step > 0.0f && most >= 0, [&](const Kernels&) {
     return occupied_steps(rays_o, rays_d, t_near, t_far, n, occupied, cells, step, most, threads, t_out, count);
+  });
+}
+
+API int fastsurf_extraction_open(int set, int threads, int resolution, int closed, float margin, const uint8_t* cells, int n_cells, Extraction** to) {
+  (void)threads;
+  const bool sound = resolution > 0 && resolution <= 1 << 14 && n_cells > 0 && n_cells <= 1 << 10;
+  return guarded(set, sound, [&](const Kernels&) {
+    *to = new Extraction(resolution, closed != 0, margin, cells, n_cells);
+    return true;
+  });
+}
+
+API int fastsurf_extraction_plan(int set, int threads, Extraction* extraction, int64_t* wanted) {
+  return guarded(set, true, [&](const Kernels&) {
+    *wanted = extraction->plan(threads);
+    return true;
+  });
+}
+
+API int fastsurf_extraction_points(int set, int threads, const Extraction* extraction, int64_t first, int64_t count, float* x) {
+  return guarded(set, extraction->wants(first, count), [&](const Kernels&) {
+    extraction->points(threads, first, count, x);
+    return true;
+  });
+}
+
+API int fastsurf_extraction_accept(int set, int threads, Extraction* extraction, int64_t first, int64_t count, const float* values) {
+  return guarded(set, extraction->wants(first, count), [&](const Kernels&) {
+    extraction->accept(threads, first, count, values);
+    return true;
+  });
+}
+
+API int fastsurf_extraction_size(int set, int threads, const Extraction* extraction, int64_t* vertices, int64_t* faces) {
+  (void)threads;
+  return guarded(set, true, [&](const Kernels&) {
+    *vertices = extraction->vertices(), *faces = extraction->faces();
+    return true;
+  });
+}
+
+API int fastsurf_extraction_write(int set, int threads, const Extraction* extraction, double* vertices, int32_t* faces) {
+  return guarded(set, true, [&](const Kernels&) {
+    extraction->write(threads, vertices, faces);
+    return true;
+  });
+}
+
+API int fastsurf_extraction_close(int set, int threads, Extraction* extraction) {
+  (void)threads;
+  return guarded(set, true, [&](const Kernels&) {
+    delete extraction;
+    return true;
   });
 }
