@@ -60,6 +60,7 @@ class ColorConfig:
     width: int = 64
     hidden: int = 2
     inputs: str = "x,n,h,d"  # which of position, normal, feature, direction it sees
+    direction: str = "view"  # what d is: view | reflected at the normal | reflected-learn, where colours blame the normal through it too
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
 CHOICES = {
     "backend": ("auto", "triton", "cuda", "native", "reference"),
     "precision": ("exact", "fast"),
+    "color.direction": ("view", "reflected", "reflected-learn"),
     "scene.background": ("auto", "random", "white", "black", "model"),
 }
 

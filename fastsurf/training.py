@@ -45,7 +45,8 @@ class Training:
         self.seconds = 0.0  # of training
         self.squared_error = 1.0  # running mean, per channel
         self.learn: Callable[[], Tensor] | None = None  # `learn(self)`, or a recording of it
-        self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) else None  # None: by autograd
+        in_menu = self.config.color.direction == "view"
+        self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) and in_menu else None  # None: by autograd
         self.note = ""  # for the user, once training has begun
 
     def prepare(self) -> Callable[[], Tensor]:

@@ -216,6 +216,13 @@ def test_a_step_learns_what_autograd_learns(tiny, fast, background):
     assert seen[0][0].shape == (5,) and seen[0][0][-1] > 0.1  # color, mask, smooth, mse, hit
 
 
+@pytest.mark.parametrize("setting", ["color.direction=reflected", "color.direction=reflected-learn"])
+def test_what_the_fused_step_lacks_goes_by_autograd(tiny, fast, setting):
+    config = load_config(None, [*SMALL, "train.rays=50", "grid.steps=64", setting])
+    run = Training(tiny, Model(config, fast, "random"), fast)
+    assert run.fused is None and learn(run).isfinite().all()
+
+
 def test_the_reference_goes_by_autograd(tiny):
     assert not isinstance(REFERENCE, FusedBackend)
     assert Training(tiny, Model(load_config(None, SMALL), REFERENCE, "random"), REFERENCE).fused is None
