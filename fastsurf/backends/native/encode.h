@@ -29,6 +29,28 @@ void encode_tile(const Grid& grid, const float* x, int points, float* blocks, in
   }
 }
 
+// Encodes n points at level l alone: its columns of blocks (.., ep, LANES) and, with JACOBIAN, of blocks (.., 2L, 3, LANES). Over many points
+// a level's entries then stay in the L2 cache.
+template <bool JACOBIAN>
+void encode_level(const Grid& grid, int l, const float* x, int64_t n, float* blocks, int ep, float* jacobian) {
+  const int64_t n_blocks = (n + LANES - 1) / LANES;
+  Cell ring[4];
+  for (int64_t b = 0; b < n_blocks + AHEAD; b++) {
+    if (b < n_blocks) {
+      vf at[3];
+      load_points(x + 3 * LANES * b, lanes_in(n, b), at);
+      find_cell(grid.levels[l], at, ring[b & 3]);
+      prefetch(grid.table, ring[b & 3]);
+    }
+    if (b < AHEAD) continue;
+    const int64_t now = b - AHEAD;
+    vf h[2], j[6];
+    blend<JACOBIAN ? 1 : 0>(grid.levels[l], grid.table, ring[now & 3], h, j, nullptr);
+    UNROLL for (int f = 0; f < 2; f++) store(blocks + (now * ep + 2 * l + f) * LANES, h[f]);
+    if (JACOBIAN) UNROLL for (int k = 0; k < 6; k++) store(jacobian + (now * grid.n_levels + l) * 6 * LANES + k * LANES, j[k]);
+  }
+}
+
 void encode(const Grid& grid, const float* x, int64_t n, int threads, float* h) {
   const int width = 2 * grid.n_levels, ep = padded(width);
   parallel(threads, tiles_of(n), 2 * TILE * ep, [=, &grid](int64_t tile, float* scratch) {
@@ -118,15 +140,22 @@ void scatter_level(const Level& level, int l, const float* x, int64_t n, const C
   }
 }
 
-void scatter_columns(const Grid& grid, const float* x, int64_t n, int threads, const Columns& g, const Columns& u, const float* q, float* d_table) {
-  constexpr int64_t CHUNK = 1 << 16;
-  const int64_t size = 2 * grid.entries;
-  parallel(threads, (size + CHUNK - 1) / CHUNK, 0, [=](int64_t chunk, float*) {
-    const int64_t start = chunk * CHUNK;
-    fill_zero(d_table + start, size_t(size - start < CHUNK ? size - start : CHUNK));
-  });
-  parallel(threads, grid.n_levels, 0, [=, &grid](int64_t task, float*) {
+// Zeroes d_table and calls `one(level)` for each level: one thread a level, right after its entries were zeroed and are in its cache.
+template <class F>
+void scatter_levels(const Grid& grid, int threads, float* d_table, F one) {
+  bool side_by_side = true;  // the levels fill the table
+  int64_t next = 0;
+  for (int l = 0; l < grid.n_levels; next += grid.levels[l++].size) side_by_side &= grid.levels[l].offset == next;
+  if (!side_by_side || next != grid.entries) fill_zero(d_table, 2 * size_t(grid.entries)), side_by_side = false;
+  parallel(threads, grid.n_levels, 0, [=, &grid, &one](int64_t task, float*) {
     const int l = grid.n_levels - 1 - int(task);  // the finest are the slowest
+    if (side_by_side) fill_zero(d_table + 2 * size_t(grid.levels[l].offset), 2 * size_t(grid.levels[l].size));
+    one(l);
+  });
+}
+
+void scatter_columns(const Grid& grid, const float* x, int64_t n, int threads, const Columns& g, const Columns& u, const float* q, float* d_table) {
+  scatter_levels(grid, threads, d_table, [=, &grid](int l) {
     if (q)
       scatter_level<true>(grid.levels[l], l, x, n, g, u, q, d_table);
     else
