@@ -110,6 +110,9 @@ void encode_jacobian(const Grid& grid, const float* x, int64_t n, int threads, c
 struct Columns {  // of rows or of blocks
   const float* base;
   int64_t block, column, lane;  // steps
+  void prefetch(int64_t b, int c) const {
+    if (base && lane == 1) __builtin_prefetch(base + b * block + c * column);
+  }
   vf at(int64_t b, int c, int lanes) const {
     const float* p = base + b * block + c * column;
     return lane == 1 ? load(p) : load_lanes(p, lane, lanes);
@@ -126,6 +129,8 @@ void scatter_level(const Level& level, int l, const float* x, int64_t n, const C
       load_points(x + 3 * LANES * b, lanes_in(n, b), at);
       find_cell(level, at, ring[b & 3]);
       prefetch(d_table, ring[b & 3]);
+      g.prefetch(b, 2 * l);
+      if (SECOND) u.prefetch(b, 2 * l);
     }
     if (b < AHEAD) continue;
     const int64_t now = b - AHEAD;
@@ -135,6 +140,11 @@ void scatter_level(const Level& level, int l, const float* x, int64_t n, const C
     if (SECOND) {
       UNROLL for (int f = 0; f < 2; f++) second[f] = u.at(now, 2 * l + f, lanes);
       load_points(q + 3 * LANES * now, lanes, along);
+      const vf none = all(0.0f);
+      if (!any(vi(along[0] != none) | vi(along[1] != none) | vi(along[2] != none))) {
+        if (g.base) scatter_cell<false>(level, d_table, ring[now & 3], first, second, along, lanes);
+        continue;
+      }
     }
     scatter_cell<SECOND>(level, d_table, ring[now & 3], first, second, along, lanes);
   }
