@@ -9,6 +9,7 @@ constexpr float LET_THROUGH = float(1.0 - 1e-6);  // k: an opaque sample's share
 constexpr int MOST_RAYS = 64;                     // of a tile
 constexpr int HARMONICS = 16;
 enum Input { DIRECTION = 1, FEATURE = 2, NORMAL = 4, POSITION = 8 };
+INLINE bool sees_normals(const Step& step) { return step.inputs & NORMAL || (step.inputs & DIRECTION && step.reflected); }
 
 // Real spherical harmonics up to degree 3 of a unit direction, as color.py has them.
 void spherical_harmonics(const float* d, float* y) {
@@ -133,8 +134,10 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
   float base = 0.0f;  // gradient of any weight, by the opacity
   for (int c = 0; c < 3; c++) {
     const float error = rgb[c] + (1.0f - opacity) * behind[c] - target[c];
-    totals.color += __builtin_fabsf(error), totals.square += error * error;
-    d_rgb[c] = s.color_weight * share * (error > 0.0f ? 1.0f : error < 0.0f ? -1.0f : 0.0f);
+    const float size = __builtin_fabsf(error);
+    totals.color += size < s.huber ? 0.5f * error * error / s.huber : size - 0.5f * s.huber;
+    totals.square += error * error;
+    d_rgb[c] = s.color_weight * share * (size < s.huber ? error / s.huber : error > 0.0f ? 1.0f : error < 0.0f ? -1.0f : 0.0f);
     base -= d_rgb[c] * behind[c];
     if (work.d_behind) work.d_behind[3 * ray + c] = (1.0f - opacity) * d_rgb[c];
   }
@@ -160,14 +163,22 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
   }
 }
 
-// Inputs of the colour head: row r of t.in belongs to sample t.bright[r] of the ray with these harmonics.
-void head_inputs(const StepWork& work, const StepTile& t, int from, int to, const float* harmonics) {
+// Inputs of the colour head: row r of t.in belongs to sample t.bright[r] of the ray in this direction.
+void head_inputs(const StepWork& work, const StepTile& t, int from, int to, const float* direction) {
   const int row = work.head.p[0], features = work.field.outputs - 1, inputs = work.step.inputs;
+  const bool reflected = work.step.reflected && inputs & DIRECTION;
+  float harmonics[HARMONICS];
+  if (!reflected) spherical_harmonics(direction, harmonics);
   for (int r = from; r < to; r++) {
     float* in = t.in + r * row;
     const int i = t.bright[r];
     const float* feature = t.field.out + r * work.field.op + 1;
     fill_zero(in, size_t(row));
+    if (reflected) {
+      const float *n = t.normal + 3 * i, twice = 2.0f * (n[0] * direction[0] + n[1] * direction[1] + n[2] * direction[2]);
+      const float r[3] = {direction[0] - twice * n[0], direction[1] - twice * n[1], direction[2] - twice * n[2]};
+      spherical_harmonics(r, harmonics);
+    }
     if (inputs & DIRECTION)
       for (int k = 0; k < HARMONICS; k++) in[k] = harmonics[k];
     in += HARMONICS;
@@ -205,7 +216,6 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
   const int y_row = head.p[head.layers], features = w.outputs - 1;
   int starts[MOST_RAYS + 1], bright = 0;
   const int rows = ray_points(work, first, end, t.points, starts);
-  const bool normals = work.step.inputs & NORMAL;
   const FieldTile& f = t.field;
   look(work, t, rows, packed);
   first_output(w, f.z, rows, t.level);
@@ -222,13 +232,10 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
   const Chosen chosen{t.bright, bright};
   gather_rows(f.z, chosen, w.hp, f.z_chosen);
   gemm<PLAIN>(bright, w.op, w.hidden, f.z_chosen, w.hp, 1, w.w2t, w.op, f.out, w.op);
-  if (normals) find_normals(work, t, rows, &chosen, packed);
+  if (sees_normals(work.step)) find_normals(work, t, rows, &chosen, packed);
   for (int64_t ray = first; ray < end; ray++) {
     const int from = lit[ray - first], to = lit[ray - first + 1];
-    if (from == to) continue;
-    float harmonics[HARMONICS];
-    spherical_harmonics(work.step.rays_d + 3 * ray, harmonics);
-    head_inputs(work, t, from, to, harmonics);
+    if (from < to) head_inputs(work, t, from, to, work.step.rays_d + 3 * ray);
   }
   mlp_tile(head, t.in, head.p[0], bright, t.hidden, t.y);
   for (int k = 0; k < bright * y_row; k += LANES) store(t.y + k, sigmoid(load(t.y + k)));
@@ -238,7 +245,7 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
 
   mlp_tile_backward(head, t.in, bright, t.hidden, t.d_y, y_row, t.room, d_head, t.d_in, HARMONICS);
   const float* d_feature = t.d_in + HARMONICS;
-  if (normals) {
+  if (work.step.inputs & NORMAL) {
     float* q = work.q + 3 * packed;
     fill_zero(q, 3 * size_t(rows));
     for (int r = 0; r < bright; r++) blame_normal(t, t.bright[r], d_feature + r * head.p[0] + features, q + 3 * t.bright[r]);
@@ -341,8 +348,7 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   samples_in_use(step, threads, in_use, count);
   plan.fill(count, step.n, step.n_pairs, most);
   const size_t packed = size_t(plan.packed);
-  const bool normals = step.inputs & NORMAL;
-  const int64_t slopes_from = normals ? 0 : plan.packed_rays;
+  const int64_t slopes_from = sees_normals(step) ? 0 : plan.packed_rays;
   float *x = arena.take(3 * packed), *q = arena.take(3 * packed), *g_h = arena.take(packed * w.ep), *u = arena.take(packed * w.ep);
   float* jacobian = arena.take((packed - size_t(slopes_from)) * 3 * w.width);
   const StepWork work{grid, step, w, head, in_use, count, x, q, g_h, u, jacobian, slopes_from, result.d_behind};
@@ -365,10 +371,11 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   w.sum_gradients(sums, segments, stride, result.d_w1, result.d_w2);
   head.sum_gradients(sums + field_floats, segments, stride, result.d_head);
   const int64_t of_rays = plan.packed_rays, of_pairs = plan.packed - of_rays;
+  const int inputs = step.inputs;
   scatter_levels(grid, threads, result.d_table, [=, &grid](int l) {
     const Columns first{g_h, LANES * w.ep, LANES, 1}, second{u, LANES * w.ep, LANES, 1}, none{nullptr, 0, 0, 1};
     const Columns second_of_pairs{u + of_rays * w.ep, LANES * w.ep, LANES, 1};
-    if (normals)
+    if (inputs & NORMAL)
       scatter_level<true>(grid.levels[l], l, x, of_rays, first, second, q, result.d_table);
     else
       scatter_level<false>(grid.levels[l], l, x, of_rays, first, none, nullptr, result.d_table);
