@@ -197,13 +197,13 @@ void first_crossing(const Grid& grid, const Net& net, float prior_radius, const 
 
 // The second order's share in d1 (hidden, ep) and d2 (outputs, hp), of a tile whose z and s are in t; `chosen` as for field_tile_gradient: q is
 // 0 in other rows.
-void field_tile_second_order(const FieldWeights& w, const FieldTile& t, const float* jacobian, int points, const Chosen* chosen, const float* q, float* d1,
+void field_tile_second_order(const FieldWeights& w, const FieldTile& t, const float* jacobian, int points, const Chosen* chosen, const Columns& q, float* d1,
                              float* d2) {
   for (int b = 0; b < blocks_of(points); b++) {
     const float* j = jacobian + b * LANES * 3 * w.width;
     float* g_u = t.blocks + b * LANES * w.ep;
     vf along[3];
-    load_points(q + 3 * LANES * b, lanes_in(points, b), along);
+    q.points(b, lanes_in(points, b), along);
     for (int k = 0; k < w.width; k++)
       store(g_u + k * LANES, along[0] * load(j + 3 * k * LANES) + along[1] * load(j + (3 * k + 1) * LANES) + along[2] * load(j + (3 * k + 2) * LANES));
     for (int k = w.width; k < w.ep; k++) store(g_u + LANES * k, all(0.0f));
@@ -268,7 +268,7 @@ void field_tile_first_layer(const FieldWeights& w, const FieldTile& t, const flo
 // d_out: rows of outputs; it or q may be null.
 void field_tile_backward(const FieldWeights& w, const FieldTile& t, const float* h, const float* jacobian, int points, const float* d_out, const float* q,
                          float* g_h, float* d1, float* d2) {
-  if (q && d1) field_tile_second_order(w, t, jacobian, points, nullptr, q, d1, d2);
+  if (q && d1) field_tile_second_order(w, t, jacobian, points, nullptr, in_rows(q, 3), d1, d2);
   if (!d_out) return;
   gemm<MASK>(points, w.hp, w.outputs, d_out, w.outputs, 1, w.w2, w.hp, t.g_z, w.hp, t.z, w.hp);
   if (d1) gemm<ADD>(w.outputs, w.hp, points, d_out, 1, w.outputs, t.z, w.hp, d2, w.hp);
@@ -303,7 +303,7 @@ void field_backward(const Grid& grid, const Net& net, const float* x, int64_t n,
     }
   });
   if (d_w1) w.sum_gradients(sums, segments, stride, d_w1, d_w2);
-  if (d_table) scatter_columns(grid, x, n, threads, {d_out ? g_h : nullptr, LANES * w.ep, LANES, 1}, {saved.u, LANES * w.ep, LANES, 1}, q, d_table);
+  if (d_table) scatter_columns(grid, x, n, threads, in_blocks(d_out ? g_h : nullptr, w.ep), in_blocks(saved.u, w.ep), q, d_table);
 }
 
 }  // namespace

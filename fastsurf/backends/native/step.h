@@ -61,7 +61,7 @@ struct StepWork {  // what all threads share
   const MlpWeights& head;
   const float* in_use;      // of samples_in_use
   const int32_t* count;
-  float *x, *q, *g_h, *u;   // of packed points: (.., 3) in [0, 1], (.., 3), blocks, blocks (h before u is known)
+  float *x, *q, *g_h, *u;   // of packed points, in blocks: x and q of 3, G_h, u (h before it is known)
   float* jacobian;          // blocks of the packed points from `slopes_from` on
   int64_t slopes_from;
   float* d_behind;
@@ -94,10 +94,11 @@ void find_normals(const StepWork& work, const StepTile& t, int points, const Cho
   }
 }
 
-// q of point i from the gradient G with respect to its normal.
+// q of point i, in blocks, from the gradient G with respect to its normal.
 INLINE void blame_normal(const StepTile& t, int i, const float* G, float* q) {
+  q += i / LANES * 3 * LANES + i % LANES;
   const float *n = t.normal + 3 * i, along = n[0] * G[0] + n[1] * G[1] + n[2] * G[2];
-  for (int d = 0; d < 3; d++) q[d] = -0.5f * t.inverse[i] * (G[d] - n[d] * along);
+  for (int d = 0; d < 3; d++) q[d * LANES] = -0.5f * t.inverse[i] * (G[d] - n[d] * along);
 }
 
 // Last rows of a tile repeat its last point and are blamed for nothing; returns how many rows there are then.
@@ -248,8 +249,8 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
   if (work.step.inputs & NORMAL) {
     float* q = work.q + 3 * packed;
     fill_zero(q, 3 * size_t(rows));
-    for (int r = 0; r < bright; r++) blame_normal(t, t.bright[r], d_feature + r * head.p[0] + features, q + 3 * t.bright[r]);
-    field_tile_second_order(w, f, jacobian_at(work, packed), rows, &chosen, q, d1, d2);
+    for (int r = 0; r < bright; r++) blame_normal(t, t.bright[r], d_feature + r * head.p[0] + features, q);
+    field_tile_second_order(w, f, jacobian_at(work, packed), rows, &chosen, in_blocks(q, 3), d1, d2);
   }
   blame_first_output(w, f, rows, t.d_level, d2);
   if (work.step.inputs & FEATURE && bright) blame_features(w, f, chosen, d_feature, head.p[0], d2);
@@ -272,10 +273,10 @@ void pair_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t e
     totals.smooth += distance;
     const float slope = distance > 0.0f ? s.smooth_weight / (float(s.n_pairs) * distance) : 0.0f;
     const float G[3] = {slope * apart[0], slope * apart[1], slope * apart[2]}, opposite[3] = {-G[0], -G[1], -G[2]};
-    blame_normal(t, i, G, q + 3 * i);
-    blame_normal(t, pairs + i, opposite, q + 3 * (pairs + i));
+    blame_normal(t, i, G, q);
+    blame_normal(t, pairs + i, opposite, q);
   }
-  field_tile_second_order(work.field, t.field, jacobian_at(work, packed), rows, nullptr, q, d1, d2);
+  field_tile_second_order(work.field, t.field, jacobian_at(work, packed), rows, nullptr, in_blocks(q, 3), d1, d2);
 }
 
 struct Plan {  // of tiles: rays or pairs from first[k] up to end[k], packed points from start[k] on
@@ -309,9 +310,13 @@ void encode_packed(const StepWork& work, const Plan& plan, int threads, int most
   parallel(threads, plan.tiles, 3 * size_t(most), [=, &work, &plan](int64_t k, float* points) {
     const int rows = k < plan.rays ? ray_points(work, plan.first[k], plan.end[k], points, nullptr) : pair_points(work, plan.first[k], plan.end[k], points);
     float* x = work.x + 3 * plan.start[k];
-    for (int i = 0; i < 3 * rows; i++) {
-      const float a = points[i] * 0.5f + 0.5f;
-      x[i] = a < 0.0f ? 0.0f : a > 1.0f ? 1.0f : a;
+    for (int i = 0; i < rows; i += LANES) {
+      vf p[3];
+      load_points(points + 3 * i, LANES, p);
+      for (int d = 0; d < 3; d++) {
+        const vf a = p[d] * 0.5f + 0.5f, b = a < all(0.0f) ? all(0.0f) : a;
+        store(x + 3 * i + d * LANES, b > all(1.0f) ? all(1.0f) : b);
+      }
     }
   });
   const int levels = work.grid.n_levels, ep = work.field.ep, row = 3 * work.field.width;
@@ -320,9 +325,9 @@ void encode_packed(const StepWork& work, const Plan& plan, int threads, int most
     const int l = levels - 1 - int(task / pieces);
     const int64_t start = task % pieces * size, end = start + size < plan.packed ? start + size : plan.packed;
     const int64_t split = work.slopes_from < start ? start : work.slopes_from < end ? work.slopes_from : end;
-    if (start < split) encode_level<false>(work.grid, l, work.x + 3 * start, split - start, work.u + start * ep, ep, nullptr);
+    if (start < split) encode_level<false>(work.grid, l, in_blocks(work.x + 3 * start, 3), split - start, work.u + start * ep, ep, nullptr);
     if (split < end)
-      encode_level<true>(work.grid, l, work.x + 3 * split, end - split, work.u + split * ep, ep, work.jacobian + (split - work.slopes_from) * row);
+      encode_level<true>(work.grid, l, in_blocks(work.x + 3 * split, 3), end - split, work.u + split * ep, ep, work.jacobian + (split - work.slopes_from) * row);
   });
 }
 
@@ -373,13 +378,13 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   const int64_t of_rays = plan.packed_rays, of_pairs = plan.packed - of_rays;
   const int inputs = step.inputs;
   scatter_levels(grid, threads, result.d_table, [=, &grid](int l) {
-    const Columns first{g_h, LANES * w.ep, LANES, 1}, second{u, LANES * w.ep, LANES, 1}, none{nullptr, 0, 0, 1};
-    const Columns second_of_pairs{u + of_rays * w.ep, LANES * w.ep, LANES, 1};
+    const Columns none = in_blocks(nullptr, 0);
     if (inputs & NORMAL)
-      scatter_level<true>(grid.levels[l], l, x, of_rays, first, second, q, result.d_table);
+      scatter_level<true>(grid.levels[l], l, in_blocks(x, 3), of_rays, in_blocks(g_h, w.ep), in_blocks(u, w.ep), in_blocks(q, 3), result.d_table);
     else
-      scatter_level<false>(grid.levels[l], l, x, of_rays, first, none, nullptr, result.d_table);
-    scatter_level<true>(grid.levels[l], l, x + 3 * of_rays, of_pairs, none, second_of_pairs, q + 3 * of_rays, result.d_table);
+      scatter_level<false>(grid.levels[l], l, in_blocks(x, 3), of_rays, in_blocks(g_h, w.ep), none, none, result.d_table);
+    scatter_level<true>(grid.levels[l], l, in_blocks(x + 3 * of_rays, 3), of_pairs, none, in_blocks(u + of_rays * w.ep, w.ep), in_blocks(q + 3 * of_rays, 3),
+                        result.d_table);
   });
 
   Totals all_rays;
