@@ -1,4 +1,4 @@
-// A whole training step in two parallel regions: tiles of rays, there and back, and the scatter. Letters: native.h.
+// A whole training step: encoding level by level, tiles of rays there and back, and the scatter, again level by level. Letters: native.h.
 #pragma once
 #include "field.h"
 #include "mlp.h"
@@ -6,6 +6,7 @@
 namespace {
 
 constexpr float LET_THROUGH = float(1.0 - 1e-6);  // k: an opaque sample's share that it stops (compositing.py)
+constexpr int RAY_TILE = 2 * TILE;                // samples in use of the rays of a tile; about a third of them has a colour
 constexpr int MOST_RAYS = 64;                     // of a tile
 constexpr int HARMONICS = 16;
 enum Input { DIRECTION = 1, FEATURE = 2, NORMAL = 4, POSITION = 8 };
@@ -206,7 +207,8 @@ int ray_points(const StepWork& work, int64_t first, int64_t end, float* points, 
 }
 int pair_points(const StepWork& work, int64_t first, int64_t end, float* points) {
   const int pairs = int(end - first);
-  for (int side = 0; side < 2; side++) copy(work.step.pairs + 3 * (side * work.step.n_pairs + first), 1, 3 * pairs, 0, points + 3 * pairs * side, 0);
+  for (int side = 0; side < 2; side++)
+    copy(work.step.pairs + 3 * (side * work.step.n_pairs + first), 1, 3 * pairs, 0, points + 3 * pairs * side, 0);
   return fill_up(points, 2 * pairs);
 }
 
@@ -308,7 +310,8 @@ struct Plan {  // of tiles: rays or pairs from first[k] up to end[k], packed poi
 // work.x and, level by level, h of all packed points with its derivatives where normals are wanted.
 void encode_packed(const StepWork& work, const Plan& plan, int threads, int most) {
   parallel(threads, plan.tiles, 3 * size_t(most), [=, &work, &plan](int64_t k, float* points) {
-    const int rows = k < plan.rays ? ray_points(work, plan.first[k], plan.end[k], points, nullptr) : pair_points(work, plan.first[k], plan.end[k], points);
+    const int64_t first = plan.first[k], to = plan.end[k];
+    const int rows = k < plan.rays ? ray_points(work, first, to, points, nullptr) : pair_points(work, first, to, points);
     float* x = work.x + 3 * plan.start[k];
     for (int i = 0; i < rows; i += LANES) {
       vf p[3];
@@ -320,20 +323,22 @@ void encode_packed(const StepWork& work, const Plan& plan, int threads, int most
     }
   });
   const int levels = work.grid.n_levels, ep = work.field.ep, row = 3 * work.field.width;
-  const int64_t pieces = (3 * threads + levels - 1) / levels, size = (plan.packed / LANES + pieces - 1) / pieces * LANES;  // pieces of a level, so that all threads have some
+  const int64_t pieces = 1 + 3 * threads / levels;  // of a level, so that all threads have some
+  const int64_t size = (plan.packed / LANES + pieces - 1) / pieces * LANES;
   parallel(threads, pieces * levels, 0, [=, &work, &plan](int64_t task, float*) {
     const int l = levels - 1 - int(task / pieces);
     const int64_t start = task % pieces * size, end = start + size < plan.packed ? start + size : plan.packed;
     const int64_t split = work.slopes_from < start ? start : work.slopes_from < end ? work.slopes_from : end;
     if (start < split) encode_level<false>(work.grid, l, in_blocks(work.x + 3 * start, 3), split - start, work.u + start * ep, ep, nullptr);
     if (split < end)
-      encode_level<true>(work.grid, l, in_blocks(work.x + 3 * split, 3), end - split, work.u + split * ep, ep, work.jacobian + (split - work.slopes_from) * row);
+      encode_level<true>(work.grid, l, in_blocks(work.x + 3 * split, 3), end - split, work.u + split * ep, ep,
+                         work.jacobian + (split - work.slopes_from) * row);
   });
 }
 
 void train_step(const Grid& grid, const Net& net, const int32_t* widths, int layers, const float* head_weights, const Step& step, int threads,
                 const StepResult& result) {
-  const int most = step.samples > TILE ? padded(step.samples) : TILE;
+  const int most = step.samples > RAY_TILE ? padded(step.samples) : RAY_TILE;
   const size_t most_tiles = size_t(step.n + step.n_pairs / (TILE / 2) + 1);
   const size_t most_packed = size_t(step.n * step.samples + 2 * step.n_pairs) + 8 * most_tiles;
   Arena sizes{nullptr}, tile_sizes{nullptr};
@@ -380,11 +385,12 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   scatter_levels(grid, threads, result.d_table, [=, &grid](int l) {
     const Columns none = in_blocks(nullptr, 0);
     if (inputs & NORMAL)
-      scatter_level<true>(grid.levels[l], l, in_blocks(x, 3), of_rays, in_blocks(g_h, w.ep), in_blocks(u, w.ep), in_blocks(q, 3), result.d_table);
+      scatter_level<true>(grid.levels[l], l, in_blocks(x, 3), of_rays, in_blocks(g_h, w.ep), in_blocks(u, w.ep), in_blocks(q, 3),
+                          result.d_table);
     else
       scatter_level<false>(grid.levels[l], l, in_blocks(x, 3), of_rays, in_blocks(g_h, w.ep), none, none, result.d_table);
-    scatter_level<true>(grid.levels[l], l, in_blocks(x + 3 * of_rays, 3), of_pairs, none, in_blocks(u + of_rays * w.ep, w.ep), in_blocks(q + 3 * of_rays, 3),
-                        result.d_table);
+    scatter_level<true>(grid.levels[l], l, in_blocks(x + 3 * of_rays, 3), of_pairs, none, in_blocks(u + of_rays * w.ep, w.ep),
+                        in_blocks(q + 3 * of_rays, 3), result.d_table);
   });
 
   Totals all_rays;
