@@ -41,7 +41,7 @@ class FusedStep:
         near = on + (torch.rand(len(on), 3, generator=generator) * 2.0 - 1.0) * weights.smooth_distance
         look = Look(
             rays, t, model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
-            (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT,
+            (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber,
         )  # fmt: skip
         losses, d_behind = self.backend.train_step(look, self._parameters(), self.gradients)
         self._leave()
@@ -54,7 +54,8 @@ class FusedStep:
         field, head = self.model.field, self.model.head
         sharpness = float(self.model.sharpness)
         return Parameters(
-            field.table, field.levels, *field.weights(), list(head.weights), head.used, field.config.prior_radius, sharpness
+            field.table, field.levels, *field.weights(), list(head.weights), head.used, field.config.prior_radius, sharpness,
+            head.direction == "reflected",
         )  # fmt: skip
 
     def _leave(self) -> None:

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 
-def color_loss(rgb: Tensor, target: Tensor) -> Tensor:
-    """L1, summed over channels (UNISURF, equation 12). Both (n, 3)."""
-    return (rgb - target).abs().sum(-1).mean()
+def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0) -> Tensor:
+    """L1, summed over channels (UNISURF, equation 12); errors below `huber` count as error^2 / (2 huber), larger ones as much less than L1
+    as keeps it smooth (Huber 1964, divided by his threshold). Both (n, 3)."""
+    return torch.nn.functional.smooth_l1_loss(rgb, target, reduction="none", beta=huber).sum(-1).mean()
 
 
 def mask_loss(opacity: Tensor, mask: Tensor) -> Tensor:

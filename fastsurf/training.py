@@ -45,7 +45,8 @@ class Training:
         self.seconds = 0.0  # of training
         self.squared_error = 1.0  # running mean, per channel
         self.learn: Callable[[], Tensor] | None = None  # `learn(self)`, or a recording of it
-        self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) else None  # None: by autograd
+        in_menu = self.config.color.direction != "reflected-learn"
+        self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) and in_menu else None  # None: by autograd
         self.note = ""  # for the user, once training has begun
 
     def prepare(self) -> Callable[[], Tensor]:
@@ -154,7 +155,7 @@ def loss_names(run: Training) -> list[str]:
 
 def _losses(run: Training, rendering: Rendering, target: Tensor, batch: Batch, found: Crossings) -> list[Tensor]:
     weights, names = run.config.loss, loss_names(run)
-    losses = [weights.color * color_loss(rendering.rgb, target)]
+    losses = [weights.color * color_loss(rendering.rgb, target, weights.huber)]
     if "mask" in names:
         assert batch.mask is not None
         losses.append(weights.mask * mask_loss(rendering.opacity, batch.mask))

@@ -73,7 +73,7 @@ class Problem:
         table, w1, w2, *weights = (torch.full_like(p, 7.0) for p in (field.table, field.w1, field.w2, *head.weights))
         gradients, sharpness = Gradients(table, w1, w2, weights), float(self.model.sharpness)
         used = field.table, field.levels, *field.weights(), list(head.weights), head.used, field.config.prior_radius
-        parameters = Parameters(*used, sharpness)
+        parameters = Parameters(*used, sharpness, head.direction == "reflected")
         losses, d_behind = backend.train_step(self.look, parameters, gradients)
         return [*losses, d_behind, gradients.table, gradients.w1 * field.fade, gradients.w2, *gradients.head]
 
@@ -88,7 +88,7 @@ class Problem:
         nothing = Crossings(rays.t_far, rays.t_far > 99, look.t[:, :0], torch.zeros(len(rays), dtype=torch.int64), 1.0)
         rendering = shade(rays, model, look.t.to(kind), nothing, lambda _: behind)
         color, mask, smooth = look.weights
-        losses = [color * color_loss(rendering.rgb, look.target.to(kind))]
+        losses = [color * color_loss(rendering.rgb, look.target.to(kind), look.huber)]
         losses.append(mask * mask_loss(rendering.opacity, look.mask.to(kind)) if look.mask is not None else 0 * losses[0])
         pairs = look.pairs.to(kind).reshape(-1, 3)
         losses.append(smooth * smooth_loss(model.sample(pairs).normal, torch.ones(len(pairs) // 2, dtype=torch.bool)))
@@ -113,6 +113,24 @@ def test_each_loss_alone(fast, weights):
     problem = Problem(3)
     problem.look = replace(problem.look, weights=weights)
     assert_near(problem.fused(fast), problem.by_autograd(REFERENCE, torch.float64), 1e-4)
+
+
+@pytest.mark.parametrize("huber", [0.05, 0.4, 10.0])
+def test_huber(fast, huber):
+    problem = Problem(13)
+    problem.look = replace(problem.look, mask=None, huber=huber)
+    assert_near(problem.fused(fast), problem.by_autograd(REFERENCE, torch.float64), 1e-5)
+
+
+@pytest.mark.parametrize("inputs", ["x,n,h,d", "h,d", "x,h"])
+@pytest.mark.parametrize("seed", [14, 15])
+def test_reflected_direction(fast, inputs, seed):
+    problem = Problem(seed, 300, 24, 20, "color.direction=reflected", f"color.inputs={inputs}")
+    problem.look = replace(problem.look, mask=None)
+    found = problem.fused(fast)
+    assert_near(found, problem.by_autograd(REFERENCE, torch.float64), 1e-5)
+    problem.model.head.direction = "view"
+    assert torch.equal(found[0], problem.fused(fast)[0]) == ("d" not in inputs)
 
 
 def test_without_masks_and_pairs(fast):
@@ -197,9 +215,12 @@ def test_wrong_shapes_are_refused(fast):
 # ---- in training
 
 
-@pytest.mark.parametrize("background", ["random", "model"])
-def test_a_step_learns_what_autograd_learns(tiny, fast, background):
-    config = load_config(None, [*SMALL, "train.rays=200", "grid.steps=64", "train.steps=9"])
+@pytest.mark.parametrize(
+    "background, sets",
+    [("random", []), ("model", []), ("random", ["color.direction=reflected", "loss.huber=0.1", "train.seed=1"])],  # no ReLU flips there
+)
+def test_a_step_learns_what_autograd_learns(tiny, fast, background, sets):
+    config = load_config(None, [*SMALL, "train.rays=200", "grid.steps=64", "train.steps=9", *sets])
     run = Training(tiny, Model(config, fast, background), fast)
     run.model.field.w2.data[0] *= 10
     run.model.set_progress(0.2)
@@ -214,6 +235,12 @@ def test_a_step_learns_what_autograd_learns(tiny, fast, background):
             p.grad = None
     assert_near(*seen, 1e-4)
     assert seen[0][0].shape == (5,) and seen[0][0][-1] > 0.1  # color, mask, smooth, mse, hit
+
+
+def test_what_the_fused_step_lacks_goes_by_autograd(tiny, fast):
+    config = load_config(None, [*SMALL, "train.rays=50", "grid.steps=64", "color.direction=reflected-learn"])
+    run = Training(tiny, Model(config, fast, "random"), fast)
+    assert run.fused is None and learn(run).isfinite().all()
 
 
 def test_the_reference_goes_by_autograd(tiny):

@@ -8,6 +8,15 @@ def test_color_loss_sums_channels_and_averages_rays():
     torch.testing.assert_close(color_loss(rgb, target), torch.tensor(0.3))
 
 
+def test_huber_is_a_parabola_near_zero_and_l1_less_a_constant_far_from_it():
+    error = torch.tensor([[0.0, 0.05, -0.1], [0.1, -0.3, 2.0]], dtype=torch.float64, requires_grad=True)
+    loss = color_loss(error, torch.zeros_like(error), 0.1)
+    torch.testing.assert_close(loss, torch.tensor((0.05**2 / 0.2 + 0.05 + 0.05 + 0.25 + 1.95) / 2, dtype=torch.float64))
+    loss.backward()
+    torch.testing.assert_close(error.grad, torch.tensor([[0.0, 0.5, -1.0], [1.0, -1.0, 1.0]], dtype=torch.float64) / 2)
+    torch.testing.assert_close(color_loss(error, error * 0, 1e-9), color_loss(error, error * 0))
+
+
 def test_mask_loss_is_the_cross_entropy_and_stays_finite():
     opacity = torch.tensor([0.0, 1.0, 0.25], requires_grad=True)
     loss = mask_loss(opacity, torch.tensor([1.0, 0.0, 1.0]))

@@ -112,6 +112,7 @@ class Look:
     pairs: Tensor  # (2, n_pairs, 3) points whose normals should agree
     weights: tuple[float, float, float]  # of the losses: color, mask, smooth
     least_weight: float  # samples that weigh less have no colour
+    huber: float = 0.0  # threshold of the colour loss
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Parameters:
     inputs: set[str]  # of the head that are not zero: d, h, n, x
     prior_radius: float
     sharpness: float
+    reflected: bool = False  # the head sees the direction reflected at the normal, which isn't blamed for that
 
 
 @dataclass(frozen=True)

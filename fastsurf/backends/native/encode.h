@@ -6,6 +6,23 @@
 
 namespace {
 
+struct Columns {  // of rows or of blocks of points
+  const float* base;
+  int64_t block, column, lane;  // steps
+  void prefetch(int64_t b, int c) const {
+    if (base && lane == 1) __builtin_prefetch(base + b * block + c * column);
+  }
+  vf at(int64_t b, int c, int lanes) const {
+    const float* p = base + b * block + c * column;
+    return lane == 1 ? load(p) : load_lanes(p, lane, lanes);
+  }
+  void points(int64_t b, int lanes, vf p[3]) const {
+    UNROLL for (int d = 0; d < 3; d++) p[d] = at(b, d, lanes);
+  }
+};
+INLINE Columns in_rows(const float* base, int64_t width) { return {base, LANES * width, 1, width}; }
+INLINE Columns in_blocks(const float* base, int64_t width) { return {base, LANES * width, LANES, 1}; }
+
 // Encodes up to TILE points: blocks (.., ep, LANES) and, with JACOBIAN, blocks (.., 2L, 3, LANES). Cells are found AHEAD groups early.
 template <bool JACOBIAN>
 void encode_tile(const Grid& grid, const float* x, int points, float* blocks, int ep, float* jacobian) {
@@ -26,6 +43,28 @@ void encode_tile(const Grid& grid, const float* x, int points, float* blocks, in
     UNROLL for (int f = 0; f < 2; f++) store(blocks + (block * ep + 2 * level + f) * LANES, h[f]);
     if (JACOBIAN) UNROLL for (int k = 0; k < 6; k++) store(jacobian + block * j_block + (6 * level + k) * LANES, j[k]);
     if (++block == n_blocks) block = 0, level++;
+  }
+}
+
+// Encodes n points at level l alone: its columns of blocks (.., ep, LANES) and, with JACOBIAN, of blocks (.., 2L, 3, LANES). Over many points
+// a level's entries then stay in the L2 cache.
+template <bool JACOBIAN>
+void encode_level(const Grid& grid, int l, const Columns& x, int64_t n, float* blocks, int ep, float* jacobian) {
+  const int64_t n_blocks = (n + LANES - 1) / LANES;
+  Cell ring[4];
+  for (int64_t b = 0; b < n_blocks + AHEAD; b++) {
+    if (b < n_blocks) {
+      vf at[3];
+      x.points(b, lanes_in(n, b), at);
+      find_cell(grid.levels[l], at, ring[b & 3]);
+      prefetch(grid.table, ring[b & 3]);
+    }
+    if (b < AHEAD) continue;
+    const int64_t now = b - AHEAD;
+    vf h[2], j[6];
+    blend<JACOBIAN ? 1 : 0>(grid.levels[l], grid.table, ring[now & 3], h, j, nullptr);
+    UNROLL for (int f = 0; f < 2; f++) store(blocks + (now * ep + 2 * l + f) * LANES, h[f]);
+    if (JACOBIAN) UNROLL for (int k = 0; k < 6; k++) store(jacobian + (now * grid.n_levels + l) * 6 * LANES + k * LANES, j[k]);
   }
 }
 
@@ -85,25 +124,18 @@ void encode_jacobian(const Grid& grid, const float* x, int64_t n, int threads, c
 
 // ---- scatter
 
-struct Columns {  // of rows or of blocks
-  const float* base;
-  int64_t block, column, lane;  // steps
-  vf at(int64_t b, int c, int lanes) const {
-    const float* p = base + b * block + c * column;
-    return lane == 1 ? load(p) : load_lanes(p, lane, lanes);
-  }
-};
-
 template <bool SECOND>
-void scatter_level(const Level& level, int l, const float* x, int64_t n, const Columns& g, const Columns& u, const float* q, float* d_table) {
+void scatter_level(const Level& level, int l, const Columns& x, int64_t n, const Columns& g, const Columns& u, const Columns& q, float* d_table) {
   const int64_t n_blocks = (n + LANES - 1) / LANES;
   Cell ring[4];
   for (int64_t b = 0; b < n_blocks + AHEAD; b++) {
     if (b < n_blocks) {
       vf at[3];
-      load_points(x + 3 * LANES * b, lanes_in(n, b), at);
+      x.points(b, lanes_in(n, b), at);
       find_cell(level, at, ring[b & 3]);
       prefetch(d_table, ring[b & 3]);
+      g.prefetch(b, 2 * l);
+      if (SECOND) u.prefetch(b, 2 * l);
     }
     if (b < AHEAD) continue;
     const int64_t now = b - AHEAD;
@@ -112,31 +144,43 @@ void scatter_level(const Level& level, int l, const float* x, int64_t n, const C
     if (g.base) UNROLL for (int f = 0; f < 2; f++) first[f] = g.at(now, 2 * l + f, lanes);
     if (SECOND) {
       UNROLL for (int f = 0; f < 2; f++) second[f] = u.at(now, 2 * l + f, lanes);
-      load_points(q + 3 * LANES * now, lanes, along);
+      q.points(now, lanes, along);
+      const vf none = all(0.0f);
+      if (!any(vi(along[0] != none) | vi(along[1] != none) | vi(along[2] != none))) {
+        if (g.base) scatter_cell<false>(level, d_table, ring[now & 3], first, second, along, lanes);
+        continue;
+      }
     }
     scatter_cell<SECOND>(level, d_table, ring[now & 3], first, second, along, lanes);
   }
 }
 
-void scatter_columns(const Grid& grid, const float* x, int64_t n, int threads, const Columns& g, const Columns& u, const float* q, float* d_table) {
-  constexpr int64_t CHUNK = 1 << 16;
-  const int64_t size = 2 * grid.entries;
-  parallel(threads, (size + CHUNK - 1) / CHUNK, 0, [=](int64_t chunk, float*) {
-    const int64_t start = chunk * CHUNK;
-    fill_zero(d_table + start, size_t(size - start < CHUNK ? size - start : CHUNK));
-  });
-  parallel(threads, grid.n_levels, 0, [=, &grid](int64_t task, float*) {
+// Zeroes d_table and calls `one(level)` for each level: one thread a level, right after its entries were zeroed and are in its cache.
+template <class F>
+void scatter_levels(const Grid& grid, int threads, float* d_table, F one) {
+  bool side_by_side = true;  // the levels fill the table
+  int64_t next = 0;
+  for (int l = 0; l < grid.n_levels; next += grid.levels[l++].size) side_by_side &= grid.levels[l].offset == next;
+  if (!side_by_side || next != grid.entries) fill_zero(d_table, 2 * size_t(grid.entries)), side_by_side = false;
+  parallel(threads, grid.n_levels, 0, [=, &grid, &one](int64_t task, float*) {
     const int l = grid.n_levels - 1 - int(task);  // the finest are the slowest
+    if (side_by_side) fill_zero(d_table + 2 * size_t(grid.levels[l].offset), 2 * size_t(grid.levels[l].size));
+    one(l);
+  });
+}
+
+void scatter_columns(const Grid& grid, const float* x, int64_t n, int threads, const Columns& g, const Columns& u, const float* q, float* d_table) {
+  scatter_levels(grid, threads, d_table, [=, &grid](int l) {
     if (q)
-      scatter_level<true>(grid.levels[l], l, x, n, g, u, q, d_table);
+      scatter_level<true>(grid.levels[l], l, in_rows(x, 3), n, g, u, in_rows(q, 3), d_table);
     else
-      scatter_level<false>(grid.levels[l], l, x, n, g, u, q, d_table);
+      scatter_level<false>(grid.levels[l], l, in_rows(x, 3), n, g, u, in_rows(nullptr, 3), d_table);
   });
 }
 
 void scatter(const Grid& grid, const float* x, int64_t n, int threads, const float* g, const float* u, const float* q, float* d_table) {
   const int64_t width = 2 * grid.n_levels;
-  scatter_columns(grid, x, n, threads, {g, LANES * width, 1, width}, {u, LANES * width, 1, width}, q, d_table);
+  scatter_columns(grid, x, n, threads, in_rows(g, width), in_rows(u, width), q, d_table);
 }
 
 }  // namespace

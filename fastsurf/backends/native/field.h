@@ -61,25 +61,43 @@ INLINE void slopes(const FieldWeights& w, const float* z, int points, float* s) 
     for (int k = 0; k < w.hp; k += LANES) store(s + p * w.hp + k, keep_if(vi(load(z + p * w.hp + k) > all(0.0f)), load(w.w2 + k)));
 }
 
+// h from blocks to rows, and z
+INLINE void rows_and_hidden(const FieldWeights& w, const FieldTile& t, float* blocks, int n_blocks, float* h) {
+  for (int b = 0; b < n_blocks; b++) {
+    for (int k = w.width; k < w.ep; k++) store(blocks + (b * w.ep + k) * LANES, all(0.0f));
+    block_to_rows(blocks + b * LANES * w.ep, w.ep, h + b * LANES * w.ep);
+  }
+  hidden_layer(w, h, LANES * n_blocks, t.z);
+}
+
+// out[0] of rows z, a multiple of LANES
+INLINE void first_output(const FieldWeights& w, const float* z, int points, float* value) {
+  for (int p = 0; p < points; p += LANES) {
+    vf sum[LANES];
+    UNROLL for (int l = 0; l < LANES; l++) sum[l] = all(0.0f);
+    for (int k = 0; k < w.hp; k += LANES) {
+      const vf v = load(w.w2 + k);
+      UNROLL for (int l = 0; l < LANES; l++) sum[l] += load(z + (p + l) * w.hp + k) * v;
+    }
+    transpose(sum);
+    for (int l = 1; l < LANES; l++) sum[0] += sum[l];
+    store(value + p, sum[0]);
+  }
+}
+
 // A tile's `out` (points, op); h is left in rows, z in t, and with JACOBIAN J in blocks. `room`: (points, ep).
 template <bool JACOBIAN>
 void field_tile(const Grid& grid, const FieldWeights& w, const FieldTile& t, const float* x, int points, float* h, float* jacobian, float* room, float* out) {
   const int n_blocks = blocks_of(points);
-  for (int first = 0; first < points; first += TILE)
-    encode_tile<JACOBIAN>(grid, x + 3 * first, points_in(points, first), room + first * w.ep, w.ep, jacobian + first * 3 * w.width);
-  for (int b = 0; b < n_blocks; b++) {
-    for (int k = w.width; k < w.ep; k++) store(room + (b * w.ep + k) * LANES, all(0.0f));
-    block_to_rows(room + b * LANES * w.ep, w.ep, h + b * LANES * w.ep);
-  }
-  hidden_layer(w, h, LANES * n_blocks, t.z);
+  encode_tile<JACOBIAN>(grid, x, points, room, w.ep, jacobian);
+  rows_and_hidden(w, t, room, n_blocks, h);
   gemm<PLAIN>(points, w.op, w.hidden, t.z, w.hp, 1, w.w2t, w.op, out, w.op);
 }
 
-// After field_tile: t.gradient in blocks of 3, u in blocks, s in t; where `chosen` is not null right in its rows alone, u and the gradient
-// 0 elsewhere, s and t.z_chosen its rows one after the other.
+// With t.z: t.gradient in blocks of 3, u in blocks, s in t; where `chosen` is not null right in its rows alone, u and the gradient 0
+// elsewhere, s its rows one after the other, as those of t.z_chosen have to be.
 void field_tile_gradient(const FieldWeights& w, const FieldTile& t, const float* jacobian, int points, const Chosen* chosen, float* u) {
   const int n_blocks = blocks_of(points), rows = chosen ? chosen->count : LANES * n_blocks;
-  if (chosen) gather_rows(t.z, *chosen, w.hp, t.z_chosen);
   slopes(w, chosen ? t.z_chosen : t.z, rows, t.s);
   gemm<PLAIN>(rows, w.ep, w.hidden, t.s, w.hp, 1, w.w1, w.ep, chosen ? t.u_chosen : t.u, w.ep);
   if (chosen) {
@@ -177,42 +195,84 @@ void first_crossing(const Grid& grid, const Net& net, float prior_radius, const 
   });
 }
 
-// The way back through a tile whose z (and s, with q) are in t; `chosen` as for field_tile_gradient: q is 0 in other rows. Adds to d1 (hidden, ep) and d2 (outputs, hp) where they are not null;
-// g_h, where not null, in blocks. d_out: rows of `d_row`; it or q may be null.
-void field_tile_backward(const FieldWeights& w, const FieldTile& t, const float* h, const float* jacobian, int points, const Chosen* chosen,
-                         const float* d_out, int d_row, const float* q, float* g_h, float* d1, float* d2) {
-  const int n_blocks = blocks_of(points);
-  if (q && d1) {  // second order
-    for (int b = 0; b < n_blocks; b++) {
-      const float* j = jacobian + b * LANES * 3 * w.width;
-      float* g_u = t.blocks + b * LANES * w.ep;
-      vf along[3];
-      load_points(q + 3 * LANES * b, lanes_in(points, b), along);
-      for (int k = 0; k < w.width; k++)
-        store(g_u + k * LANES, along[0] * load(j + 3 * k * LANES) + along[1] * load(j + (3 * k + 1) * LANES) + along[2] * load(j + (3 * k + 2) * LANES));
-      for (int k = w.width; k < w.ep; k++) store(g_u + LANES * k, all(0.0f));
-      block_to_rows(g_u, w.ep, t.u + b * LANES * w.ep);
-    }
-    if (chosen) gather_rows(t.u, *chosen, w.ep, t.u_chosen);
-    const int rows = chosen ? chosen->count : points;
-    const float *g_u = chosen ? t.u_chosen : t.u, *z = chosen ? t.z_chosen : t.z;
-    gemm<ADD>(w.hidden, w.ep, rows, t.s, 1, w.hp, g_u, w.ep, d1, w.ep);
-    gemm<MASK>(rows, w.hp, w.width, g_u, w.ep, 1, w.w1t, w.hp, t.g_z, w.hp, z, w.hp);
-    for (int k = 0; k < w.hp; k += LANES) {
-      vf sum = load(d2 + k);
-      for (int p = 0; p < rows; p++) sum += load(t.g_z + p * w.hp + k);
-      store(d2 + k, sum);
-    }
+// The second order's share in d1 (hidden, ep) and d2 (outputs, hp), of a tile whose z and s are in t; `chosen` as for field_tile_gradient: q is
+// 0 in other rows.
+void field_tile_second_order(const FieldWeights& w, const FieldTile& t, const float* jacobian, int points, const Chosen* chosen, const Columns& q, float* d1,
+                             float* d2) {
+  for (int b = 0; b < blocks_of(points); b++) {
+    const float* j = jacobian + b * LANES * 3 * w.width;
+    float* g_u = t.blocks + b * LANES * w.ep;
+    vf along[3];
+    q.points(b, lanes_in(points, b), along);
+    for (int k = 0; k < w.width; k++)
+      store(g_u + k * LANES, along[0] * load(j + 3 * k * LANES) + along[1] * load(j + (3 * k + 1) * LANES) + along[2] * load(j + (3 * k + 2) * LANES));
+    for (int k = w.width; k < w.ep; k++) store(g_u + LANES * k, all(0.0f));
+    block_to_rows(g_u, w.ep, t.u + b * LANES * w.ep);
   }
-  if (!d_out) return;
-  gemm<MASK>(points, w.hp, w.outputs, d_out, d_row, 1, w.w2, w.hp, t.g_z, w.hp, t.z, w.hp);
-  if (d1) {
-    gemm<ADD>(w.outputs, w.hp, points, d_out, 1, d_row, t.z, w.hp, d2, w.hp);
-    gemm<ADD>(w.hidden, w.ep, points, t.g_z, 1, w.hp, h, w.ep, d1, w.ep);
+  if (chosen) gather_rows(t.u, *chosen, w.ep, t.u_chosen);
+  const int rows = chosen ? chosen->count : points;
+  const float *g_u = chosen ? t.u_chosen : t.u, *z = chosen ? t.z_chosen : t.z;
+  gemm<ADD>(w.hidden, w.ep, rows, t.s, 1, w.hp, g_u, w.ep, d1, w.ep);
+  gemm<MASK>(rows, w.hp, w.width, g_u, w.ep, 1, w.w1t, w.hp, t.g_z, w.hp, z, w.hp);
+  for (int k = 0; k < w.hp; k += LANES) {
+    vf sum = load(d2 + k);
+    for (int p = 0; p < rows; p++) sum += load(t.g_z + p * w.hp + k);
+    store(d2 + k, sum);
   }
+}
+
+// G_z of points that are blamed for out[0] by d_level (points,), into t.g_z; adds to d2's first row.
+INLINE void blame_first_output(const FieldWeights& w, const FieldTile& t, int points, const float* d_level, float* d2) {
+  constexpr int VECTORS = 4;
+  for (int first = 0; first < w.hp; first += VECTORS * LANES) {
+    const int vectors = (w.hp - first) / LANES < VECTORS ? (w.hp - first) / LANES : VECTORS;
+    vf v[VECTORS], sum[VECTORS];
+    for (int k = 0; k < vectors; k++) v[k] = load(w.w2 + first + k * LANES), sum[k] = load(d2 + first + k * LANES);
+    const auto through = [&](int count) __attribute__((always_inline)) {
+      for (int p = 0; p < points; p++) {
+        const vf d = all(d_level[p]);
+        UNROLL for (int k = 0; k < count; k++) {
+          const vf z = load(t.z + p * w.hp + first + k * LANES);
+          sum[k] += d * z;
+          store(t.g_z + p * w.hp + first + k * LANES, keep_if(vi(z > all(0.0f)), d * v[k]));
+        }
+      }
+    };
+    if (vectors == VECTORS)
+      through(VECTORS);
+    else
+      through(vectors);
+    for (int k = 0; k < vectors; k++) store(d2 + first + k * LANES, sum[k]);
+  }
+}
+
+// After that the share of the other outputs, which only the chosen points, z in t.z_chosen, are blamed for: d_feature, rows of d_row.
+INLINE void blame_features(const FieldWeights& w, const FieldTile& t, const Chosen& chosen, const float* d_feature, int d_row, float* d2) {
+  gemm<ADD>(w.outputs - 1, w.hp, chosen.count, d_feature, 1, d_row, t.z_chosen, w.hp, d2 + w.hp, w.hp);
+  gemm<MASK>(chosen.count, w.hp, w.outputs - 1, d_feature, d_row, 1, w.w2 + w.hp, w.hp, t.s, w.hp, t.z_chosen, w.hp);
+  for (int r = 0; r < chosen.count; r++) {
+    float* g_z = t.g_z + chosen.rows[r] * w.hp;
+    for (int k = 0; k < w.hp; k += LANES) store(g_z + k, load(g_z + k) + load(t.s + r * w.hp + k));
+  }
+}
+
+// From G_z in t.g_z on: d1 and, where not null, g_h in blocks.
+void field_tile_first_layer(const FieldWeights& w, const FieldTile& t, const float* h, int points, float* g_h, float* d1) {
+  if (d1) gemm<ADD>(w.hidden, w.ep, points, t.g_z, 1, w.hp, h, w.ep, d1, w.ep);
   if (!g_h) return;
   gemm<PLAIN>(points, w.ep, w.hidden, t.g_z, w.hp, 1, w.w1, w.ep, t.u, w.ep);
-  for (int b = 0; b < n_blocks; b++) rows_to_block(t.u + b * LANES * w.ep, w.ep, g_h + b * LANES * w.ep);
+  for (int b = 0; b < blocks_of(points); b++) rows_to_block(t.u + b * LANES * w.ep, w.ep, g_h + b * LANES * w.ep);
+}
+
+// The way back through a tile whose z (and s, with q) are in t. Adds to d1 and d2 where they are not null; g_h, where not null, in blocks.
+// d_out: rows of outputs; it or q may be null.
+void field_tile_backward(const FieldWeights& w, const FieldTile& t, const float* h, const float* jacobian, int points, const float* d_out, const float* q,
+                         float* g_h, float* d1, float* d2) {
+  if (q && d1) field_tile_second_order(w, t, jacobian, points, nullptr, in_rows(q, 3), d1, d2);
+  if (!d_out) return;
+  gemm<MASK>(points, w.hp, w.outputs, d_out, w.outputs, 1, w.w2, w.hp, t.g_z, w.hp, t.z, w.hp);
+  if (d1) gemm<ADD>(w.outputs, w.hp, points, d_out, 1, w.outputs, t.z, w.hp, d2, w.hp);
+  field_tile_first_layer(w, t, h, points, g_h, d1);
 }
 
 void field_backward(const Grid& grid, const Net& net, const float* x, int64_t n, int threads, const Saved& saved, const float* d_out, const float* q,
@@ -238,12 +298,12 @@ void field_backward(const Grid& grid, const Net& net, const float* x, int64_t n,
       const float* h = saved.h + start * w.ep;
       hidden_layer(w, h, points, t.z);
       if (q) slopes(w, t.z, points, t.s);
-      field_tile_backward(w, t, h, saved.jacobian + start * 3 * w.width, points, nullptr, d_out ? d_out + start * w.outputs : nullptr, w.outputs,
+      field_tile_backward(w, t, h, saved.jacobian + start * 3 * w.width, points, d_out ? d_out + start * w.outputs : nullptr,
                           q ? q + 3 * start : nullptr, d_table && d_out ? g_h + start * w.ep : nullptr, d_w1 ? d1 : nullptr, d2);
     }
   });
   if (d_w1) w.sum_gradients(sums, segments, stride, d_w1, d_w2);
-  if (d_table) scatter_columns(grid, x, n, threads, {d_out ? g_h : nullptr, LANES * w.ep, LANES, 1}, {saved.u, LANES * w.ep, LANES, 1}, q, d_table);
+  if (d_table) scatter_columns(grid, x, n, threads, in_blocks(d_out ? g_h : nullptr, w.ep), in_blocks(saved.u, w.ep), q, d_table);
 }
 
 }  // namespace

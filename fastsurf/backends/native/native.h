@@ -63,7 +63,7 @@ struct Saved {      // what a forward pass of the field leaves for the backward 
 //   p scene position, g = d level / dp, normal n = -g / |g|, level = out[0] + prior_radius - |p|, alpha = sigmoid(sharpness level) in cells in use.
 //   T_j = prod_{i<j} (1 - k alpha_i), k just below 1; weight = alpha T; rgb = sum weight c + (1 - sum weight) behind; c = sigmoid(head)
 //   Head's inputs: 16 spherical harmonics of the direction, the features out[1..], n, p, zeros.
-// A ray's samples in use lie "packed", one after the other; rays share tiles of about TILE of them, and so do pairs of points.
+// A ray's samples in use lie "packed", one after the other; rays share tiles of about 2 TILE of them, pairs of points tiles of TILE.
 struct Step {
   const float *rays_o, *rays_d, *t_near, *t_far;  // (n, 3), (n,)
   const float* t;                                 // (n, samples)
@@ -76,6 +76,8 @@ struct Step {
   float least_weight;                            // lighter samples have no colour
   float color_weight, mask_weight, smooth_weight;  // of the losses
   int32_t inputs;                                // of the head that are in use, bits: harmonics, features, n, p
+  int32_t reflected;                             // harmonics of d - 2 (n . d) n instead of d; n isn't blamed for that
+  float huber;                                   // colours off by less are blamed in proportion; 0: all alike
 };
 
 struct StepResult {  // all overwritten; the last one may be null

@@ -1,4 +1,4 @@
-// A whole training step in two parallel regions: tiles of rays, there and back, and the scatter. Letters: native.h.
+// A whole training step: encoding level by level, tiles of rays there and back, and the scatter, again level by level. Letters: native.h.
 #pragma once
 #include "field.h"
 #include "mlp.h"
@@ -6,9 +6,11 @@
 namespace {
 
 constexpr float LET_THROUGH = float(1.0 - 1e-6);  // k: an opaque sample's share that it stops (compositing.py)
+constexpr int RAY_TILE = 2 * TILE;                // samples in use of the rays of a tile; about a third of them has a colour
 constexpr int MOST_RAYS = 64;                     // of a tile
 constexpr int HARMONICS = 16;
 enum Input { DIRECTION = 1, FEATURE = 2, NORMAL = 4, POSITION = 8 };
+INLINE bool sees_normals(const Step& step) { return step.inputs & NORMAL || (step.inputs & DIRECTION && step.reflected); }
 
 // Real spherical harmonics up to degree 3 of a unit direction, as color.py has them.
 void spherical_harmonics(const float* d, float* y) {
@@ -34,15 +36,14 @@ void spherical_harmonics(const float* d, float* y) {
 struct StepTile {  // one thread's activations
   FieldTile field;
   float *points, *normal, *inverse, *level;           // (points, 3) scene units; 1 / |g|
-  float *alpha, *trans, *weight;                      // of samples
-  float *d_out;                                       // (points, op)
+  float *alpha, *trans, *weight, *d_level;            // of samples
   float *in, *y, *d_y, *room, *d_in, *hidden[MAX_LAYERS];  // of the colour head, one row a bright sample
   int32_t* bright;                                    // samples that have a colour, and which row of the head is theirs: -1 none
   int32_t* row_of;
 
   StepTile(Arena& arena, const FieldWeights& w, const MlpWeights& head, int most)
       : field(arena, w, most), points(arena.take(3 * most)), normal(arena.take(3 * most)), inverse(arena.take(most)), level(arena.take(most)),
-        alpha(arena.take(most)), trans(arena.take(most)), weight(arena.take(most)), d_out(arena.take(size_t(most) * w.op)),
+        alpha(arena.take(most)), trans(arena.take(most)), weight(arena.take(most)), d_level(arena.take(most)),
         in(arena.take(size_t(most) * head.p[0])), y(arena.take(size_t(most) * head.p[head.layers])), d_y(arena.take(size_t(most) * head.p[head.layers])),
         room(arena.take(2 * size_t(most) * head.widest)), d_in(arena.take(size_t(most) * head.p[0])) {
     for (int l = 1; l < head.layers; l++) hidden[l] = arena.take(size_t(most) * head.p[l]);
@@ -61,7 +62,9 @@ struct StepWork {  // what all threads share
   const MlpWeights& head;
   const float* in_use;      // of samples_in_use
   const int32_t* count;
-  float *x, *q, *g_h, *u;   // of packed points: (.., 3) in [0, 1], (.., 3), blocks, blocks
+  float *x, *q, *g_h, *u;   // of packed points, in blocks: x and q of 3, G_h, u (h before it is known)
+  float* jacobian;          // blocks of the packed points from `slopes_from` on
+  int64_t slopes_from;
   float* d_behind;
 };
 
@@ -71,27 +74,16 @@ INLINE vf distance_of(const vf p[3]) {
   return r < all(1e-6f) ? all(1e-6f) : r;
 }
 
-// The field at t.points, `points` of them, a multiple of LANES: the level.
-template <bool JACOBIAN>
+INLINE const float* jacobian_at(const StepWork& work, int64_t packed) { return work.jacobian + (packed - work.slopes_from) * 3 * work.field.width; }
+
+// z of encoded points, `points` of them, a multiple of LANES.
 void look(const StepWork& work, const StepTile& t, int points, int64_t packed) {
-  float* x = work.x + 3 * packed;
-  for (int i = 0; i < 3 * points; i++) {
-    const float a = t.points[i] * 0.5f + 0.5f;
-    x[i] = a < 0.0f ? 0.0f : a > 1.0f ? 1.0f : a;
-  }
-  const FieldTile& f = t.field;
-  const int op = work.field.op;
-  field_tile<JACOBIAN>(work.grid, work.field, f, x, points, f.rows, f.jacobian, work.u + packed * work.field.ep, f.out);
-  for (int i = 0; i < points; i += LANES) {
-    vf p[3];
-    load_points(t.points + 3 * i, LANES, p);
-    store(t.level + i, load_lanes(f.out + i * op, op, LANES) + (work.step.prior_radius - distance_of(p)));
-  }
+  rows_and_hidden(work.field, t.field, work.u + packed * work.field.ep, points / LANES, t.field.rows);
 }
 
-// After look<true>: the normals, of the chosen points or of all.
+// After look: the normals, of the chosen points or of all.
 void find_normals(const StepWork& work, const StepTile& t, int points, const Chosen* chosen, int64_t packed) {
-  field_tile_gradient(work.field, t.field, t.field.jacobian, points, chosen, work.u + packed * work.field.ep);
+  field_tile_gradient(work.field, t.field, jacobian_at(work, packed), points, chosen, work.u + packed * work.field.ep);
   for (int i = 0; i < points; i += LANES) {
     vf p[3], g[3];
     load_points(t.points + 3 * i, LANES, p);
@@ -103,10 +95,11 @@ void find_normals(const StepWork& work, const StepTile& t, int points, const Cho
   }
 }
 
-// q of point i from the gradient G with respect to its normal.
+// q of point i, in blocks, from the gradient G with respect to its normal.
 INLINE void blame_normal(const StepTile& t, int i, const float* G, float* q) {
+  q += i / LANES * 3 * LANES + i % LANES;
   const float *n = t.normal + 3 * i, along = n[0] * G[0] + n[1] * G[1] + n[2] * G[2];
-  for (int d = 0; d < 3; d++) q[d] = -0.5f * t.inverse[i] * (G[d] - n[d] * along);
+  for (int d = 0; d < 3; d++) q[d * LANES] = -0.5f * t.inverse[i] * (G[d] - n[d] * along);
 }
 
 // Last rows of a tile repeat its last point and are blamed for nothing; returns how many rows there are then.
@@ -129,10 +122,10 @@ int weigh(const StepTile& t, int first, int end, float least, int bright) {
   return bright;
 }
 
-// A ray's losses; leaves d_out[0] and, for bright samples, d_y.
+// A ray's losses; leaves d_level and, for bright samples, d_y.
 void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, int end, Totals& totals) {
   const Step& s = work.step;
-  const int y_row = work.head.p[work.head.layers], op = work.field.op;
+  const int y_row = work.head.p[work.head.layers];
   const float *behind = s.behind + 3 * ray, *target = s.target + 3 * ray, share = 1.0f / float(s.n);
   float rgb[3] = {}, d_rgb[3], opacity = 0.0f;
   for (int i = first; i < end; i++) {
@@ -143,8 +136,10 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
   float base = 0.0f;  // gradient of any weight, by the opacity
   for (int c = 0; c < 3; c++) {
     const float error = rgb[c] + (1.0f - opacity) * behind[c] - target[c];
-    totals.color += __builtin_fabsf(error), totals.square += error * error;
-    d_rgb[c] = s.color_weight * share * (error > 0.0f ? 1.0f : error < 0.0f ? -1.0f : 0.0f);
+    const float size = __builtin_fabsf(error);
+    totals.color += size < s.huber ? 0.5f * error * error / s.huber : size - 0.5f * s.huber;
+    totals.square += error * error;
+    d_rgb[c] = s.color_weight * share * (size < s.huber ? error / s.huber : error > 0.0f ? 1.0f : error < 0.0f ? -1.0f : 0.0f);
     base -= d_rgb[c] * behind[c];
     if (work.d_behind) work.d_behind[3 * ray + c] = (1.0f - opacity) * d_rgb[c];
   }
@@ -165,19 +160,27 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
       }
     }
     const float a = t.alpha[i], d_alpha = t.trans[i] * d_weight - after * LET_THROUGH / (1.0f - a * LET_THROUGH);
-    t.d_out[i * op] = s.sharpness * a * (1.0f - a) * d_alpha;
+    t.d_level[i] = s.sharpness * a * (1.0f - a) * d_alpha;
     after += t.weight[i] * d_weight;
   }
 }
 
-// Inputs of the colour head: row r of t.in belongs to sample t.bright[r] of the ray with these harmonics.
-void head_inputs(const StepWork& work, const StepTile& t, int from, int to, const float* harmonics) {
+// Inputs of the colour head: row r of t.in belongs to sample t.bright[r] of the ray in this direction.
+void head_inputs(const StepWork& work, const StepTile& t, int from, int to, const float* direction) {
   const int row = work.head.p[0], features = work.field.outputs - 1, inputs = work.step.inputs;
+  const bool reflected = work.step.reflected && inputs & DIRECTION;
+  float harmonics[HARMONICS];
+  if (!reflected) spherical_harmonics(direction, harmonics);
   for (int r = from; r < to; r++) {
     float* in = t.in + r * row;
     const int i = t.bright[r];
-    const float* feature = t.field.out + i * work.field.op + 1;
+    const float* feature = t.field.out + r * work.field.op + 1;
     fill_zero(in, size_t(row));
+    if (reflected) {
+      const float *n = t.normal + 3 * i, twice = 2.0f * (n[0] * direction[0] + n[1] * direction[1] + n[2] * direction[2]);
+      const float r[3] = {direction[0] - twice * n[0], direction[1] - twice * n[1], direction[2] - twice * n[2]};
+      spherical_harmonics(r, harmonics);
+    }
     if (inputs & DIRECTION)
       for (int k = 0; k < HARMONICS; k++) in[k] = harmonics[k];
     in += HARMONICS;
@@ -191,66 +194,77 @@ void head_inputs(const StepWork& work, const StepTile& t, int from, int to, cons
   }
 }
 
+// The points of a tile, of rays or of pairs. Returns how many rows there are; starts, where not null: where each ray's samples begin.
+int ray_points(const StepWork& work, int64_t first, int64_t end, float* points, int* starts) {
+  int count = 0;
+  for (int64_t ray = first; ray < end; ray++) {
+    if (starts) starts[ray - first] = count;
+    copy(work.in_use + ray * work.step.samples * 3, 1, 3 * work.count[ray], 0, points + 3 * count, 0);
+    count += work.count[ray];
+  }
+  if (starts) starts[end - first] = count;
+  return fill_up(points, count);
+}
+int pair_points(const StepWork& work, int64_t first, int64_t end, float* points) {
+  const int pairs = int(end - first);
+  for (int side = 0; side < 2; side++)
+    copy(work.step.pairs + 3 * (side * work.step.n_pairs + first), 1, 3 * pairs, 0, points + 3 * pairs * side, 0);
+  return fill_up(points, 2 * pairs);
+}
+
 // Rays first .. end - 1, whose samples in use are the packed points from `packed` on. Adds to the weights' gradients.
 void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t end, int64_t packed, float* d1, float* d2, float* d_head, Totals& totals) {
   const FieldWeights& w = work.field;
   const MlpWeights& head = work.head;
   const int y_row = head.p[head.layers], features = w.outputs - 1;
-  int starts[MOST_RAYS + 1], points = 0, bright = 0;
-  for (int64_t ray = first; ray < end; ray++) {
-    starts[ray - first] = points;
-    copy(work.in_use + ray * work.step.samples * 3, 1, 3 * work.count[ray], 0, t.points + 3 * points, 0);
-    points += work.count[ray];
+  int starts[MOST_RAYS + 1], bright = 0;
+  const int rows = ray_points(work, first, end, t.points, starts);
+  const FieldTile& f = t.field;
+  look(work, t, rows, packed);
+  first_output(w, f.z, rows, t.level);
+  for (int i = 0; i < rows; i += LANES) {
+    vf p[3];
+    load_points(t.points + 3 * i, LANES, p);
+    store(t.level + i, load(t.level + i) + (work.step.prior_radius - distance_of(p)));
+    store(t.alpha + i, sigmoid(work.step.sharpness * load(t.level + i)));
   }
-  starts[end - first] = points;
-  const int rows = fill_up(t.points, points);
-  const bool normals = work.step.inputs & NORMAL;
-  if (normals)
-    look<true>(work, t, rows, packed);
-  else
-    look<false>(work, t, rows, packed);
-  for (int i = 0; i < rows; i += LANES) store(t.alpha + i, sigmoid(work.step.sharpness * load(t.level + i)));
 
   int lit[MOST_RAYS + 1] = {};  // bright samples of the rays before
   for (int64_t ray = first; ray < end; ray++)
     lit[ray - first + 1] = bright = weigh(t, starts[ray - first], starts[ray - first + 1], work.step.least_weight, bright);
   const Chosen chosen{t.bright, bright};
-  if (normals) find_normals(work, t, rows, &chosen, packed);
+  gather_rows(f.z, chosen, w.hp, f.z_chosen);
+  gemm<PLAIN>(bright, w.op, w.hidden, f.z_chosen, w.hp, 1, w.w2t, w.op, f.out, w.op);
+  if (sees_normals(work.step)) find_normals(work, t, rows, &chosen, packed);
   for (int64_t ray = first; ray < end; ray++) {
     const int from = lit[ray - first], to = lit[ray - first + 1];
-    if (from == to) continue;
-    float harmonics[HARMONICS];
-    spherical_harmonics(work.step.rays_d + 3 * ray, harmonics);
-    head_inputs(work, t, from, to, harmonics);
+    if (from < to) head_inputs(work, t, from, to, work.step.rays_d + 3 * ray);
   }
   mlp_tile(head, t.in, head.p[0], bright, t.hidden, t.y);
   for (int k = 0; k < bright * y_row; k += LANES) store(t.y + k, sigmoid(load(t.y + k)));
   fill_zero(t.d_y, size_t(bright) * y_row);
-  fill_zero(t.d_out, size_t(rows) * w.op);
+  fill_zero(t.d_level, size_t(rows));
   for (int64_t ray = first; ray < end; ray++) blame_ray(work, t, ray, starts[ray - first], starts[ray - first + 1], totals);
 
   mlp_tile_backward(head, t.in, bright, t.hidden, t.d_y, y_row, t.room, d_head, t.d_in, HARMONICS);
-  float* q = work.q + 3 * packed;
-  fill_zero(q, 3 * size_t(rows));
-  if (!normals) fill_zero(work.u + packed * w.ep, size_t(rows) * w.ep);  // there it has no use, and held h
-  for (int r = 0; r < bright; r++) {
-    const int i = t.bright[r];
-    const float* d = t.d_in + r * head.p[0] + HARMONICS;
-    if (work.step.inputs & FEATURE)
-      for (int k = 0; k < features; k++) t.d_out[i * w.op + 1 + k] = d[k];
-    if (normals) blame_normal(t, i, d + features, q + 3 * i);
+  const float* d_feature = t.d_in + HARMONICS;
+  if (work.step.inputs & NORMAL) {
+    float* q = work.q + 3 * packed;
+    fill_zero(q, 3 * size_t(rows));
+    for (int r = 0; r < bright; r++) blame_normal(t, t.bright[r], d_feature + r * head.p[0] + features, q);
+    field_tile_second_order(w, f, jacobian_at(work, packed), rows, &chosen, in_blocks(q, 3), d1, d2);
   }
-  const FieldTile& f = t.field;
-  field_tile_backward(w, f, f.rows, f.jacobian, rows, &chosen, t.d_out, w.op, normals ? q : nullptr, work.g_h + packed * w.ep, d1, d2);
+  blame_first_output(w, f, rows, t.d_level, d2);
+  if (work.step.inputs & FEATURE && bright) blame_features(w, f, chosen, d_feature, head.p[0], d2);
+  field_tile_first_layer(w, f, f.rows, rows, work.g_h + packed * w.ep, d1);
 }
 
 // Pairs first .. end - 1: the normals at the surface in the first half of the rows, those close to it in the second.
 void pair_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t end, int64_t packed, float* d1, float* d2, Totals& totals) {
   const Step& s = work.step;
   const int pairs = int(end - first);
-  for (int side = 0; side < 2; side++) copy(s.pairs + 3 * (side * s.n_pairs + first), 1, 3 * pairs, 0, t.points + 3 * pairs * side, 0);
-  const int rows = fill_up(t.points, 2 * pairs);
-  look<true>(work, t, rows, packed);
+  const int rows = pair_points(work, first, end, t.points);
+  look(work, t, rows, packed);
   find_normals(work, t, rows, nullptr, packed);
   float* q = work.q + 3 * packed;
   fill_zero(q, 3 * size_t(rows));
@@ -261,15 +275,14 @@ void pair_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t e
     totals.smooth += distance;
     const float slope = distance > 0.0f ? s.smooth_weight / (float(s.n_pairs) * distance) : 0.0f;
     const float G[3] = {slope * apart[0], slope * apart[1], slope * apart[2]}, opposite[3] = {-G[0], -G[1], -G[2]};
-    blame_normal(t, i, G, q + 3 * i);
-    blame_normal(t, pairs + i, opposite, q + 3 * (pairs + i));
+    blame_normal(t, i, G, q);
+    blame_normal(t, pairs + i, opposite, q);
   }
-  fill_zero(work.g_h + packed * work.field.ep, size_t(rows) * work.field.ep);
-  field_tile_backward(work.field, t.field, t.field.rows, t.field.jacobian, rows, nullptr, nullptr, 0, q, nullptr, d1, d2);
+  field_tile_second_order(work.field, t.field, jacobian_at(work, packed), rows, nullptr, in_blocks(q, 3), d1, d2);
 }
 
 struct Plan {  // of tiles: rays or pairs from first[k] up to end[k], packed points from start[k] on
-  int64_t *first, *end, *start, rays = 0, tiles = 0, packed = 0;
+  int64_t *first, *end, *start, rays = 0, tiles = 0, packed = 0, packed_rays = 0;
 
   Plan(Arena& arena, int64_t most)
       : first(reinterpret_cast<int64_t*>(arena.take(2 * size_t(most)))), end(reinterpret_cast<int64_t*>(arena.take(2 * size_t(most)))),
@@ -286,7 +299,7 @@ struct Plan {  // of tiles: rays or pairs from first[k] up to end[k], packed poi
       for (next = ray, points = 0; next < n && next - ray < MOST_RAYS && points + count[next] <= most; next++) points += count[next];
       add(ray, next, points);
     }
-    rays = tiles;
+    rays = tiles, packed_rays = packed;
     for (int64_t pair = 0; pair < n_pairs; pair += TILE / 2) {
       const int64_t next = pair + TILE / 2 < n_pairs ? pair + TILE / 2 : n_pairs;
       add(pair, next, 2 * (next - pair));
@@ -294,9 +307,38 @@ struct Plan {  // of tiles: rays or pairs from first[k] up to end[k], packed poi
   }
 };
 
+// work.x and, level by level, h of all packed points with its derivatives where normals are wanted.
+void encode_packed(const StepWork& work, const Plan& plan, int threads, int most) {
+  parallel(threads, plan.tiles, 3 * size_t(most), [=, &work, &plan](int64_t k, float* points) {
+    const int64_t first = plan.first[k], to = plan.end[k];
+    const int rows = k < plan.rays ? ray_points(work, first, to, points, nullptr) : pair_points(work, first, to, points);
+    float* x = work.x + 3 * plan.start[k];
+    for (int i = 0; i < rows; i += LANES) {
+      vf p[3];
+      load_points(points + 3 * i, LANES, p);
+      for (int d = 0; d < 3; d++) {
+        const vf a = p[d] * 0.5f + 0.5f, b = a < all(0.0f) ? all(0.0f) : a;
+        store(x + 3 * i + d * LANES, b > all(1.0f) ? all(1.0f) : b);
+      }
+    }
+  });
+  const int levels = work.grid.n_levels, ep = work.field.ep, row = 3 * work.field.width;
+  const int64_t pieces = 1 + 3 * threads / levels;  // of a level, so that all threads have some
+  const int64_t size = (plan.packed / LANES + pieces - 1) / pieces * LANES;
+  parallel(threads, pieces * levels, 0, [=, &work, &plan](int64_t task, float*) {
+    const int l = levels - 1 - int(task / pieces);
+    const int64_t start = task % pieces * size, end = start + size < plan.packed ? start + size : plan.packed;
+    const int64_t split = work.slopes_from < start ? start : work.slopes_from < end ? work.slopes_from : end;
+    if (start < split) encode_level<false>(work.grid, l, in_blocks(work.x + 3 * start, 3), split - start, work.u + start * ep, ep, nullptr);
+    if (split < end)
+      encode_level<true>(work.grid, l, in_blocks(work.x + 3 * split, 3), end - split, work.u + split * ep, ep,
+                         work.jacobian + (split - work.slopes_from) * row);
+  });
+}
+
 void train_step(const Grid& grid, const Net& net, const int32_t* widths, int layers, const float* head_weights, const Step& step, int threads,
                 const StepResult& result) {
-  const int most = step.samples > TILE ? padded(step.samples) : TILE;
+  const int most = step.samples > RAY_TILE ? padded(step.samples) : RAY_TILE;
   const size_t most_tiles = size_t(step.n + step.n_pairs / (TILE / 2) + 1);
   const size_t most_packed = size_t(step.n * step.samples + 2 * step.n_pairs) + 8 * most_tiles;
   Arena sizes{nullptr}, tile_sizes{nullptr};
@@ -304,7 +346,7 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   const MlpWeights head_plan(sizes, widths, layers, head_weights);
   const StepTile counted(tile_sizes, field_plan, head_plan, most);
   const size_t tile_floats = tile_sizes.used, field_floats = field_plan.gradient_floats(), stride = field_floats + head_plan.total;
-  const size_t packed_floats = most_packed * size_t(6 + 2 * field_plan.ep) + size_t(step.n) * (size_t(step.samples) * 3 + 2);
+  const size_t packed_floats = most_packed * size_t(6 + 2 * field_plan.ep + 3 * field_plan.width) + size_t(step.n) * (size_t(step.samples) * 3 + 2);
   Arena arena{shared_scratch(sizes.used + SEGMENTS * stride + packed_floats + 6 * most_tiles + 1024)};
   FieldWeights w(arena, grid, net);
   w.fill(net);
@@ -316,8 +358,11 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   samples_in_use(step, threads, in_use, count);
   plan.fill(count, step.n, step.n_pairs, most);
   const size_t packed = size_t(plan.packed);
+  const int64_t slopes_from = sees_normals(step) ? 0 : plan.packed_rays;
   float *x = arena.take(3 * packed), *q = arena.take(3 * packed), *g_h = arena.take(packed * w.ep), *u = arena.take(packed * w.ep);
-  const StepWork work{grid, step, w, head, in_use, count, x, q, g_h, u, result.d_behind};
+  float* jacobian = arena.take((packed - size_t(slopes_from)) * 3 * w.width);
+  const StepWork work{grid, step, w, head, in_use, count, x, q, g_h, u, jacobian, slopes_from, result.d_behind};
+  encode_packed(work, plan, threads, most);
 
   const int64_t segments = segments_of(plan.tiles);
   Totals totals[SEGMENTS];
@@ -335,9 +380,18 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   });
   w.sum_gradients(sums, segments, stride, result.d_w1, result.d_w2);
   head.sum_gradients(sums + field_floats, segments, stride, result.d_head);
-  const bool second_order = step.inputs & NORMAL || step.n_pairs;
-  const Columns first{g_h, LANES * w.ep, LANES, 1}, second{u, LANES * w.ep, LANES, 1};
-  scatter_columns(grid, x, int64_t(packed), threads, first, second, second_order ? q : nullptr, result.d_table);
+  const int64_t of_rays = plan.packed_rays, of_pairs = plan.packed - of_rays;
+  const int inputs = step.inputs;
+  scatter_levels(grid, threads, result.d_table, [=, &grid](int l) {
+    const Columns none = in_blocks(nullptr, 0);
+    if (inputs & NORMAL)
+      scatter_level<true>(grid.levels[l], l, in_blocks(x, 3), of_rays, in_blocks(g_h, w.ep), in_blocks(u, w.ep), in_blocks(q, 3),
+                          result.d_table);
+    else
+      scatter_level<false>(grid.levels[l], l, in_blocks(x, 3), of_rays, in_blocks(g_h, w.ep), none, none, result.d_table);
+    scatter_level<true>(grid.levels[l], l, in_blocks(x + 3 * of_rays, 3), of_pairs, none, in_blocks(u + of_rays * w.ep, w.ep),
+                        in_blocks(q + 3 * of_rays, 3), result.d_table);
+  });
 
   Totals all_rays;
   for (int64_t k = 0; k < segments; k++) {
