@@ -6,7 +6,7 @@ It computes what `render_unified`, the losses and their `backward` compute, from
 import torch
 from torch import Tensor
 
-from .backends import FusedBackend, Gradients, Look, Parameters
+from .backends import FusedBackend, Gradients, Look
 from .config import LossConfig
 from .model import Model
 from .rays import Batch
@@ -43,19 +43,12 @@ class FusedStep:
             rays, t, model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
             (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT,
         )  # fmt: skip
-        losses, d_behind = self.backend.train_step(look, self._parameters(), self.gradients)
+        losses, d_behind = self.backend.train_step(look, model.in_use(), self.gradients)
         self._leave()
         if behind.requires_grad:
             behind.backward(d_behind)  # type: ignore[no-untyped-call]
         used = torch.tensor([True, with_mask, with_pairs, True])
         return torch.cat([losses[used], found.hit.float().mean()[None]])
-
-    def _parameters(self) -> Parameters:
-        field, head = self.model.field, self.model.head
-        sharpness = float(self.model.sharpness)
-        return Parameters(
-            field.table, field.levels, *field.weights(), list(head.weights), head.used, field.config.prior_radius, sharpness
-        )  # fmt: skip
 
     def _leave(self) -> None:
         field, g = self.model.field, self.gradients

@@ -138,9 +138,27 @@ class Gradients:
     head: Sequence[Tensor]
 
 
+@dataclass(frozen=True)
+class Refresh:
+    """An update of the occupancy grid (grid.py)."""
+
+    values: Tensor  # (g, g, g) float32, occupancies as last seen; overwritten
+    occupied: Tensor  # (g, g, g) bool; overwritten
+    threshold: float  # of occupancy
+    decay: float
+    due: float  # a cell in use that has sunk to this is looked at
+    lot: int  # of so many cells that are not in use one is looked at
+    seed: int
+    everywhere: bool  # all cells are looked at
+
+
 @runtime_checkable
 class FusedBackend(Backend, Protocol):
     """One that also does a whole training step in one call."""
+
+    def update_grid(self, refresh: Refresh, parameters: Parameters) -> None:
+        """`OccupancyGrid.update` for sharpness times the level of `first_crossing`."""
+        ...
 
     def train_step(self, look: Look, parameters: Parameters, gradients: Gradients) -> tuple[Tensor, Tensor]:
         """Render, compare, and overwrite `gradients` with those of the sum of the losses (losses.py).

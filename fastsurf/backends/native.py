@@ -19,9 +19,9 @@ from ..compositing import weights_of
 from ..encoding import Level
 from ..errors import BackendError
 from ..rays import Rays
-from . import Gradients, Look, Parameters
+from . import Gradients, Look, Parameters, Refresh
 
-ABI = 4
+ABI = 5
 SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
 LIBRARY = "_fastsurf_native"
 COLORS, HARMONICS = 3, 16  # outputs of the colour head that count, and its inputs for the direction
@@ -52,6 +52,17 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("samples", "cells")),
         *((name, ctypes.c_float) for name in ("prior_radius", "sharpness", "least_weight", "color_weight", "mask_weight", "smooth_weight")),
         ("inputs", ctypes.c_int32),
+    )
+
+
+class _Refresh(ctypes.Structure):
+    """native.h's Refresh."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("values", "occupied")),
+        *((name, ctypes.c_int32) for name in ("cells", "lot", "everywhere")),
+        ("seed", ctypes.c_uint32),
+        *((name, ctypes.c_float) for name in ("threshold", "decay", "due", "sharpness", "prior_radius")),
     )
 
 
@@ -150,6 +161,18 @@ class NativeBackend:
     def weights_of(self, alphas: Tensor) -> Tensor:
         """See `Backend.weights_of`."""
         return weights_of(alphas)
+
+    def update_grid(self, refresh: Refresh, parameters: Parameters) -> None:
+        """See `FusedBackend.update_grid`."""
+        r, p = refresh, parameters
+        cells = len(r.values)
+        for a, kind in ((r.values, torch.float32), (r.occupied, torch.bool)):
+            assert a.shape == (cells,) * 3 and a.dtype == kind and a.is_contiguous() and a.device.type == "cpu", (a.shape, a.dtype, a.device)
+        packed = _Refresh(
+            r.values.data_ptr(), r.occupied.data_ptr(), cells, r.lot, r.everywhere, r.seed,
+            r.threshold, r.decay, r.due, p.sharpness, p.prior_radius,
+        )  # fmt: skip
+        self._call("update_grid", *_grid(tuple(p.levels), p.table), *_net(p.levels, p.w1, p.w2), ctypes.byref(packed))
 
     def train_step(self, look: Look, parameters: Parameters, gradients: Gradients) -> tuple[Tensor, Tensor]:
         """See `FusedBackend.train_step`."""
@@ -403,6 +426,7 @@ def _load() -> ctypes.CDLL:
         "mlp": [pointer, i32, pointer, *points, *[pointer] * 2],
         "mlp_backward": [pointer, i32, pointer, *points, *[pointer] * 4],
         "first_crossing": [*grid, *net, f32, *[pointer] * 4, i64, pointer, pointer, i64, f32, i32, pointer, pointer],
+        "update_grid": [*grid, *net, pointer],
         "train_step": [*grid, *net, *[pointer, i32, pointer], *[pointer] * 2],
         "adam": [*[pointer] * 4, i64, *[f32] * 5],
         "occupied_steps": [*[pointer] * 4, i64, pointer, i32, f32, i64, pointer, pointer],

@@ -50,7 +50,7 @@ int guarded(int set, bool sound, F body) {
 
 }  // namespace
 
-API int fastsurf_abi() { return 4; }
+API int fastsurf_abi() { return 5; }
 
 API int fastsurf_has(int set) { return kernels_for(set) != nullptr; }
 
@@ -109,6 +109,15 @@ API int fastsurf_first_crossing(int set, int threads, const Level* levels, int n
   return guarded(set, fits(levels, n_levels, entries) && hidden > 0 && outputs > 0 && most >= 0, [&](const Kernels& k) {
     k.first_crossing({levels, n_levels, table, entries}, {hidden, outputs, w1, w2}, prior_radius, {rays_o, rays_d, t_near, t_far, n},
                      {lattice, count, most, step}, secant_steps, threads, t, hit);
+    return true;
+  });
+}
+
+API int fastsurf_update_grid(int set, int threads, const Level* levels, int n_levels, const float* table, int64_t entries, int hidden, int outputs,
+                             const float* w1, const float* w2, const Refresh* refresh) {
+  const bool sound = fits(levels, n_levels, entries) && hidden > 0 && outputs > 0 && refresh->cells > 0 && refresh->cells <= 512 && refresh->lot > 0;
+  return guarded(set, sound, [&](const Kernels& k) {
+    k.update_grid({levels, n_levels, table, entries}, {hidden, outputs, w1, w2}, *refresh, threads);
     return true;
   });
 }

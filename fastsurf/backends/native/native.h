@@ -53,6 +53,14 @@ struct Lattice {  // points of rays in occupied cells, as occupied_steps leaves 
   float step;
 };
 
+struct Refresh {  // an update of the occupancy grid (grid.py)
+  float* values;      // (cells, cells, cells)
+  uint8_t* occupied;  // of the same shape
+  int32_t cells, lot, everywhere;
+  uint32_t seed;
+  float threshold, decay, due, sharpness, prior_radius;
+};
+
 struct Saved {      // what a forward pass of the field leaves for the backward pass; np = n rounded up to 8
   float* h;         // (np, ep) rows
   float* jacobian;  // (np / LANES, 2L, 3, LANES) blocks
@@ -99,6 +107,7 @@ struct Kernels {
   void (*field_value)(const Grid&, const Net&, const float* x, int64_t n, int threads, float* value);
   // t (n,) of the first change of out[0] + prior_radius - |o + t d| from outside (negative) to inside, `far` where there is none; hit (n,)
   void (*first_crossing)(const Grid&, const Net&, float prior_radius, const Rays&, const Lattice&, int secant_steps, int threads, float* t, uint8_t* hit);
+  void (*update_grid)(const Grid&, const Net&, const Refresh&, int threads);
   // widths[0..layers]; weights one after the other; hidden: room for the rows after each ReLU, layer by layer (n, widths[l]), or null
   void (*mlp)(const int32_t* widths, int layers, const float* weights, const float* x, int64_t n, int threads, float* y, float* hidden);
   // dx may be null; d_weights is overwritten
