@@ -203,6 +203,9 @@ def work(run: Training, backend: NativeBackend | ReferenceBackend, fused: bool =
     twin.scene = Fixed(batch)
     if not fused:
         twin.fused = None
+    if twin.fused is not None:
+        placed = twin.fused.place(batch.rays, Samples(config.sampling.front, config.sampling.interval, generator))
+        twin.fused.place = lambda *_: placed  # type: ignore[method-assign]
     if isinstance(backend, Eager):
         backend = twin.backend = model.backend = Eager()
         backend.normals = "n" in model.head.used

@@ -139,6 +139,31 @@ class Gradients:
 
 
 @dataclass(frozen=True)
+class Aim:
+    """Rays that are searched for the surface, and how they get samples (sampling.py)."""
+
+    rays: Rays
+    offset: Tensor  # (n_rays,) in [0, 1], shifts each ray's marching lattice by that share of a step
+    jitter: Tensor  # (n_rays, n_samples) in [0, 1), of each sample within its stratum
+    front: int  # samples before the interval
+    width: float  # half the interval
+    occupied: Tensor  # (g, g, g) bool
+    step: float  # of the lattice, scene units
+    secant_steps: int  # at most
+    close: float  # a level that small ends them
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Samples on rays."""
+
+    t: Tensor  # (n_rays, n_samples)
+    hit: Tensor  # (n_rays,) bool
+    surface: Tensor  # (n_rays,) distance of the first crossing, t_far where there is none
+    on: Tensor  # (n_hits, 3) the crossings, in the order of their rays
+
+
+@dataclass(frozen=True)
 class Refresh:
     """An update of the occupancy grid (grid.py)."""
 
@@ -155,6 +180,10 @@ class Refresh:
 @runtime_checkable
 class FusedBackend(Backend, Protocol):
     """One that also does a whole training step in one call."""
+
+    def place(self, aim: Aim, parameters: Parameters) -> Placed:
+        """`surface.march`, `surface.search` and `sampling.place` for the level of `first_crossing`."""
+        ...
 
     def update_grid(self, refresh: Refresh, parameters: Parameters) -> None:
         """`OccupancyGrid.update` for sharpness times the level of `first_crossing`."""

@@ -19,7 +19,7 @@ from ..compositing import weights_of
 from ..encoding import Level
 from ..errors import BackendError
 from ..rays import Rays
-from . import Gradients, Look, Parameters, Refresh
+from . import Aim, Gradients, Look, Parameters, Placed, Refresh
 
 ABI = 5
 SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
@@ -53,6 +53,24 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("prior_radius", "sharpness", "least_weight", "color_weight", "mask_weight", "smooth_weight")),
         ("inputs", ctypes.c_int32),
     )
+
+
+class _Aim(ctypes.Structure):
+    """native.h's Aim."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("rays_o", "rays_d", "t_near", "t_far")),
+        ("n", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("offset", "jitter", "occupied")),
+        *((name, ctypes.c_int32) for name in ("cells", "front", "interval", "secant_steps")),
+        *((name, ctypes.c_float) for name in ("prior_radius", "step", "width", "close")),
+    )
+
+
+class _Placed(ctypes.Structure):
+    """native.h's Placed."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("t", "surface", "hit", "on", "hits"))
 
 
 class _Refresh(ctypes.Structure):
@@ -161,6 +179,24 @@ class NativeBackend:
     def weights_of(self, alphas: Tensor) -> Tensor:
         """See `Backend.weights_of`."""
         return weights_of(alphas)
+
+    def place(self, aim: Aim, parameters: Parameters) -> Placed:
+        """See `FusedBackend.place`."""
+        rays, p, (n, samples), cells = aim.rays, parameters, aim.jitter.shape, len(aim.occupied)
+        assert aim.occupied.dtype == torch.bool and aim.occupied.shape == (cells,) * 3, (aim.occupied.dtype, aim.occupied.shape)
+        bundle = [_points(rays.origins), _points(rays.directions), _float(rays.t_near), _float(rays.t_far)]
+        drawn = [_float(aim.offset), _float(aim.jitter)]
+        assert all(len(a) == n for a in (*bundle, *drawn)) and aim.front <= samples, (n, *(a.shape for a in (*bundle, *drawn)), aim.front)
+        occupied = aim.occupied.contiguous()
+        packed = _Aim(
+            *(a.data_ptr() for a in bundle), n, *(a.data_ptr() for a in (*drawn, occupied)), cells, aim.front, samples - aim.front,
+            aim.secant_steps, p.prior_radius, aim.step, aim.width, aim.close,
+        )  # fmt: skip
+        t, surface, hit, on = torch.empty(n, samples), torch.empty(n), torch.empty(n, dtype=torch.bool), torch.empty(n + 1, 3)
+        hits = torch.empty(1, dtype=torch.int64)
+        placed = _Placed(*(a.data_ptr() for a in (t, surface, hit, on, hits)))
+        self._call("place", *_grid(tuple(p.levels), p.table), *_net(p.levels, p.w1, p.w2), ctypes.byref(packed), ctypes.byref(placed))
+        return Placed(t, hit, surface, on[: int(hits)])
 
     def update_grid(self, refresh: Refresh, parameters: Parameters) -> None:
         """See `FusedBackend.update_grid`."""
@@ -426,6 +462,7 @@ def _load() -> ctypes.CDLL:
         "mlp": [pointer, i32, pointer, *points, *[pointer] * 2],
         "mlp_backward": [pointer, i32, pointer, *points, *[pointer] * 4],
         "first_crossing": [*grid, *net, f32, *[pointer] * 4, i64, pointer, pointer, i64, f32, i32, pointer, pointer],
+        "place": [*grid, *net, pointer, pointer],
         "update_grid": [*grid, *net, pointer],
         "train_step": [*grid, *net, *[pointer, i32, pointer], *[pointer] * 2],
         "adam": [*[pointer] * 4, i64, *[f32] * 5],

@@ -113,6 +113,13 @@ API int fastsurf_first_crossing(int set, int threads, const Level* levels, int n
   });
 }
 
+API int fastsurf_place(int set, int threads, const Level* levels, int n_levels, const float* table, int64_t entries, int hidden, int outputs,
+                       const float* w1, const float* w2, const Aim* aim, const Placed* placed) {
+  const bool sound = fits(levels, n_levels, entries) && hidden > 0 && outputs > 0 && aim->rays.n >= 0 && aim->cells > 0 && aim->cells <= 1024 &&
+                     aim->step > 1e-6f && aim->front >= 0 && aim->interval >= 0;
+  return guarded(set, sound, [&](const Kernels& k) { return k.place({levels, n_levels, table, entries}, {hidden, outputs, w1, w2}, *aim, threads, *placed); });
+}
+
 API int fastsurf_update_grid(int set, int threads, const Level* levels, int n_levels, const float* table, int64_t entries, int hidden, int outputs,
                              const float* w1, const float* w2, const Refresh* refresh) {
   const bool sound = fits(levels, n_levels, entries) && hidden > 0 && outputs > 0 && refresh->cells > 0 && refresh->cells <= 512 && refresh->lot > 0;

@@ -1,6 +1,6 @@
 // The update of the occupancy grid, as grid.py defines it. Cells are numbered (x cells + y) cells + z.
 #pragma once
-#include "field.h"
+#include "level.h"
 
 namespace {
 
@@ -27,19 +27,15 @@ int sink_and_choose(const Refresh& r, int64_t start, int64_t end, int32_t* looks
   return n;
 }
 
-// A random point of each cell: x (n, 3) in [0, 1], and the distance from the middle of the scene, in scene units.
-void points_of(const Refresh& r, const int32_t* looks, int n, float* x, float* radius) {
+// A random point of each cell, p (n, 3).
+void points_in_cells(const Refresh& r, const int32_t* looks, int n, float* p) {
   const uint32_t seed = mix(r.seed);
   for (int i = 0; i < n; i++) {
     const int32_t cell = looks[i], corner[3] = {cell / (r.cells * r.cells), cell / r.cells % r.cells, cell % r.cells};
-    float squares = 0.0f;
     UNROLL for (int axis = 0; axis < 3; axis++) {
       const float jitter = float(mix(mix(4 * uint32_t(cell) + uint32_t(axis)) + seed) >> 8) * 0x1p-24f;
-      const float p = (float(corner[axis]) + jitter) * (2.0f / float(r.cells)) - 1.0f, unit = p * 0.5f + 0.5f;
-      x[3 * i + axis] = unit < 0.0f ? 0.0f : unit > 1.0f ? 1.0f : unit;
-      squares += p * p;
+      p[3 * i + axis] = (float(corner[axis]) + jitter) * (2.0f / float(r.cells)) - 1.0f;
     }
-    radius[i] = __builtin_sqrtf(squares);
   }
 }
 
@@ -80,11 +76,10 @@ void update_grid(const Grid& grid, const Net& net, const Refresh& r, int threads
     const int n = sink_and_choose(r, start, end, looks);
     for (int first = 0; first < n; first += TILE) {
       const int points = points_in(n, first);
-      float x[3 * TILE], radius[TILE], value[TILE] = {};
-      points_of(r, looks + first, points, x, radius);
-      value_tile(grid, w, t, x, points, value);
-      for (int i = 0; i < points; i++) value[i] = r.sharpness * (value[i] + (r.prior_radius - radius[i]));
-      for (int i = 0; i < points; i += LANES) store(value + i, sigmoid(load(value + i)));
+      float p[3 * TILE], value[TILE] = {};
+      points_in_cells(r, looks + first, points, p);
+      level_tile(grid, w, t, r.prior_radius, p, points, value);
+      for (int i = 0; i < points; i += LANES) store(value + i, sigmoid(r.sharpness * load(value + i)));
       for (int i = 0; i < points; i++) {
         float& kept = r.values[looks[first + i]];
         // one that was not in use has not sunk yet
