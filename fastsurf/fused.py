@@ -13,7 +13,6 @@ from .rays import Batch, Rays
 from .render import LEAST_WEIGHT, Samples
 from .sampling import random_jitter
 
-
 CLOSE = 1 / 64  # of the interval's half-width: how near to 0 the level at a crossing is brought, an eighth of a default stratum
 ON_SURFACE = 1e-6  # a level that small is rounding
 

@@ -13,7 +13,6 @@ from .backends import FusedBackend, Parameters, Refresh
 from .config import GridConfig
 from .surface import LevelFn
 
-
 CHANCES = 2  # updates before an occupancy has sunk below the threshold at which the cell is due: a look may miss the peak of its cell
 LOT = 64  # of so many cells that are not in use one is looked at
 UINT32 = 0xFFFFFFFF

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..encoding import Level
 from ..errors import BackendError
-from ..rays import Rays
+from ..rays import Batch, Rays
 
 
 class Backend(Protocol):
@@ -139,6 +139,23 @@ class Gradients:
 
 
 @dataclass(frozen=True)
+class Photographs:
+    """What `Scene` draws pixels from: cameras and pools as in pixels.py, poses and one buffer of all pixels."""
+
+    nodes: Tensor  # PixelDirections
+    first: Tensor
+    counts: Tensor
+    per_pixel: Tensor
+    rotations: Tensor  # (n_views, 3, 3), camera to scene
+    origins: Tensor  # (n_views, 3)
+    offsets: Tensor  # ImageStore
+    widths: Tensor
+    colors: Tensor
+    coverage: Tensor | None
+    pools: tuple[tuple[Tensor, Tensor, int], tuple[Tensor, Tensor, int]]  # ends, shifts and size; object and rest
+
+
+@dataclass(frozen=True)
 class Aim:
     """Rays that are searched for the surface, and how they get samples (sampling.py)."""
 
@@ -180,6 +197,10 @@ class Refresh:
 @runtime_checkable
 class FusedBackend(Backend, Protocol):
     """One that also does a whole training step in one call."""
+
+    def see(self, photographs: Photographs, drawn: Tensor, n_object: int) -> Batch:
+        """`Source.sample`'s rays and colours of pixels drawn (n,) int64, the first `n_object` in the pool of the object."""
+        ...
 
     def place(self, aim: Aim, parameters: Parameters) -> Placed:
         """`surface.march`, `surface.search` and `sampling.place` for the level of `first_crossing`."""

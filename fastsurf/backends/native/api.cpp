@@ -169,3 +169,8 @@ API int fastsurf_occupied_steps(int set, int threads, const float* rays_o, const
     return occupied_steps(rays_o, rays_d, t_near, t_far, n, occupied, cells, step, most, threads, t_out, count);
   });
 }
+
+API int fastsurf_see(int set, int threads, const Photographs* photographs, const int64_t* drawn, int64_t n, int64_t n_object, const Seen* seen) {
+  const bool sound = n >= 0 && n_object >= 0 && n_object <= n && photographs->n_views > 0;
+  return guarded(set, sound, [&](const Kernels&) { return see(*photographs, drawn, n, n_object, threads, *seen); });
+}

@@ -29,9 +29,9 @@ void occupied_blocks(const uint8_t* occupied, int cells, int threads, uint8_t* b
           const uint8_t* row = occupied + (x * cells + y) * cells;
           const int64_t whole = cells >> BLOCK_SHIFT;
           for (int64_t k = 0; k < whole; k++) {
-            uint32_t four;
-            __builtin_memcpy(&four, row + (k << BLOCK_SHIFT), 4);
-            to[k] |= four != 0;
+            uint64_t eight;
+            __builtin_memcpy(&eight, row + (k << BLOCK_SHIFT), 8);
+            to[k] |= eight != 0;
           }
           for (int64_t z = whole << BLOCK_SHIFT; z < cells; z++) to[whole] |= row[z];
         }

@@ -142,8 +142,8 @@ extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 #endif
 
-constexpr int BLOCK_SHIFT = 2;  // a block of cells is 4 a side
-inline int64_t blocks_along(int cells) { return (cells + 3) >> BLOCK_SHIFT; }
+constexpr int BLOCK_SHIFT = 3;  // a block of cells is 8 a side
+inline int64_t blocks_along(int cells) { return (cells + (1 << BLOCK_SHIFT) - 1) >> BLOCK_SHIFT; }
 
 // Which blocks (b, b, b) hold an occupied cell, b = blocks_along(cells).
 void occupied_blocks(const uint8_t* occupied, int cells, int threads, uint8_t* blocks);
@@ -168,3 +168,27 @@ void place_ray(const Aim& aim, int64_t ray, float surface, bool hit, const float
 
 // Placed.on and hits, from the rest.
 void points_on_surface(const Aim& aim, const Placed& placed);
+
+struct Runs {  // pixels.py's Pool
+  const int64_t *ends, *shifts;  // (n,)
+  int64_t n, size;
+};
+
+struct Photographs {  // as scene.py holds them: pixels.py's nodes, poses, one buffer of pixels
+  const float* nodes;                // (n_nodes, 2)
+  const int64_t *first, *counts;     // (n_views,), (n_views, 2)
+  const float* per_pixel;            // (n_views, 2)
+  const float *rotations, *origins;  // (n_views, 3, 3), (n_views, 3)
+  const int64_t *offsets, *widths;   // (n_views + 1,), (n_views,)
+  const uint8_t *colors, *coverage;  // (n_pixels, 3); (n_pixels,) or null
+  int64_t n_views;
+  Runs object, rest;
+};
+
+struct Seen {  // a batch; mask is not written without coverage
+  float *origins, *directions, *t_near, *t_far, *rgb, *mask;
+  int64_t* view;
+};
+
+// Rays and colours of pixels, `n_object` drawn from the one pool and then the others from the rest; false where a pool has less.
+bool see(const Photographs& photographs, const int64_t* drawn, int64_t n, int64_t n_object, int threads, const Seen& seen);
