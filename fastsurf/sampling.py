@@ -31,14 +31,17 @@ def place(rays: Rays, found: Crossings, width: float | Tensor, front: int, inter
     Args:
         generator: jitters each sample within its stratum; None takes the middles.
     """
-    n = len(rays)
+    jitter = random_jitter(len(rays), front + interval, generator, found.t.device)
+    return place_jittered(rays, found, width, front, jitter)
+
+
+def place_jittered(rays: Rays, found: Crossings, width: float | Tensor, front: int, jitter: Tensor) -> Tensor:
+    """`place` with each sample's place in its stratum, jitter (n_rays, n_samples) in [0, 1)."""
     low = torch.maximum(found.t - width, rays.t_near)[:, None]
     high = torch.minimum(found.t + width, rays.t_far)[:, None]
-    near, device = rays.t_near[:, None], found.t.device
-    jitter = random_jitter(n, front + interval, generator, device)
-    before, around = stratify(jitter[:, :front]), stratify(jitter[:, front:])
+    near = rays.t_near[:, None]
+    before, around, everywhere = stratify(jitter[:, :front]), stratify(jitter[:, front:]), stratify(jitter)
     t = torch.cat([near + (low - near) * before, low + (high - low) * around], 1)
-    everywhere = stratify(jitter)
     if t.is_cuda:  # shapes that no value decides, as a recorded step wants them
         return torch.where(found.hit[:, None], t, over_lattice(rays, found, everywhere))
     missed = (~found.hit).nonzero()[:, 0]
