@@ -6,19 +6,22 @@ It computes what `render_unified`, the losses and their `backward` compute, from
 import torch
 from torch import Tensor
 
-from .backends import FusedBackend, Gradients, Look, Parameters
+from .backends import Aim, FusedBackend, Gradients, Look, Placed
 from .config import LossConfig
 from .model import Model
-from .rays import Batch
-from .render import LEAST_WEIGHT, Samples, find
-from .sampling import place
+from .rays import Batch, Rays
+from .render import LEAST_WEIGHT, Samples
+from .sampling import random_jitter
+
+CLOSE = 1 / 64  # of the interval's half-width: how near to 0 the level at a crossing is brought, an eighth of a default stratum
+ON_SURFACE = 1e-6  # a level that small is rounding
 
 
 class FusedStep:
     """The step of one model; gradients are written to the same memory every time."""
 
     def __init__(self, model: Model, backend: FusedBackend):
-        self.model, self.backend = model, backend
+        self.model, self.backend, self.close = model, backend, CLOSE
         field, head = model.field, model.head
         table, w1, w2 = (torch.empty_like(p, requires_grad=False) for p in (field.table, field.w1, field.w2))
         self.gradients = Gradients(table, w1, w2, [torch.empty_like(w, requires_grad=False) for w in head.weights])
@@ -32,31 +35,30 @@ class FusedStep:
         Returns:
             the losses in use, the mean squared error and the share of rays that hit: (n_losses + 2,).
         """
-        model, rays, generator = self.model, batch.rays, samples.generator
-        found = find(rays, model, generator)
-        t = place(rays, found, model.width, samples.front, samples.interval, generator)
+        rays, generator = batch.rays, samples.generator
+        placed = self.place(rays, samples)
         with_mask, with_pairs = weights.mask > 0 and batch.mask is not None, weights.smooth > 0
-        rows = found.hit.nonzero()[:, 0] if with_pairs else found.hit.new_zeros(0, dtype=torch.int64)
-        on = rays[rows].at(found.t[rows])
+        on = placed.on if with_pairs else placed.on[:0]
         near = on + (torch.rand(len(on), 3, generator=generator) * 2.0 - 1.0) * weights.smooth_distance
         look = Look(
-            rays, t, model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
+            rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
             (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber,
         )  # fmt: skip
-        losses, d_behind = self.backend.train_step(look, self._parameters(), self.gradients)
+        losses, d_behind = self.backend.train_step(look, self.model.in_use(), self.gradients)
         self._leave()
         if behind.requires_grad:
             behind.backward(d_behind)  # type: ignore[no-untyped-call]
         used = torch.tensor([True, with_mask, with_pairs, True])
-        return torch.cat([losses[used], found.hit.float().mean()[None]])
+        return torch.cat([losses[used], placed.hit.float().mean()[None]])
 
-    def _parameters(self) -> Parameters:
-        field, head = self.model.field, self.model.head
-        sharpness = float(self.model.sharpness)
-        return Parameters(
-            field.table, field.levels, *field.weights(), list(head.weights), head.used, field.config.prior_radius, sharpness,
-            head.direction == "reflected",
-        )  # fmt: skip
+    def place(self, rays: Rays, samples: Samples) -> Placed:
+        """First crossings, found as well as samples round them need, and those samples."""
+        model, n, generator = self.model, len(rays), samples.generator
+        offset = random_jitter(n, 1, generator)[:, 0]
+        jitter = random_jitter(n, samples.front + samples.interval, generator)
+        grid, close = model.grid, max(self.close * model.width, ON_SURFACE)
+        aim = Aim(rays, offset, jitter, samples.front, model.width, grid.occupied, grid.step, grid.config.secant_steps, close)
+        return self.backend.place(aim, model.in_use())
 
     def _leave(self) -> None:
         field, g = self.model.field, self.gradients

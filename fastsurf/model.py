@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .backends import Backend
+from .backends import Backend, FusedBackend, Parameters
 from .background import Background
 from .color import ColorHead
 from .config import Config
@@ -86,4 +86,16 @@ class Model(nn.Module):
 
     def update_grid(self, generator: torch.Generator, everywhere: bool = False) -> None:
         """Refresh the occupancy grid."""
-        self.grid.update(self.logit, generator, everywhere)
+        if isinstance(self.backend, FusedBackend):
+            self.grid.update_natively(self.backend, self.in_use(), generator, everywhere)
+        else:
+            self.grid.update(self.logit, generator, everywhere)
+
+    def in_use(self) -> Parameters:
+        """The parameters of now, as a `FusedBackend` takes them."""
+        field, sharpness = self.field, float(self.sharpness)
+        weights = field.weights()
+        return Parameters(
+            field.table, field.levels, *weights, list(self.head.weights), self.head.used, field.config.prior_radius, sharpness,
+            self.head.direction == "reflected",
+        )  # fmt: skip

@@ -100,11 +100,15 @@ class Pool:
         """The same on another device."""
         return Pool(self.size, self.ends.to(device), self.shifts.to(device))
 
-    def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        """Indices (n,) of pixels, uniform with replacement; on the pool's device, whatever the generator's."""
+    def draw_places(self, n: int, generator: torch.Generator) -> Tensor:
+        """Places (n,) in the pool, from 0 to its size."""
         if n == 0:
             return torch.zeros(0, dtype=torch.int64, device=self.ends.device)
-        k = torch.randint(self.size, (n,), generator=generator, device=generator.device).to(self.ends.device)
+        return torch.randint(self.size, (n,), generator=generator, device=generator.device).to(self.ends.device)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Indices (n,) of pixels, uniform with replacement; on the pool's device, whatever the generator's."""
+        k = self.draw_places(n, generator)
         return k + self.shifts[torch.searchsorted(self.ends, k, right=True)]
 
 

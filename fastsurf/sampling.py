@@ -31,13 +31,17 @@ def place(rays: Rays, found: Crossings, width: float | Tensor, front: int, inter
     Args:
         generator: jitters each sample within its stratum; None takes the middles.
     """
-    n = len(rays)
+    jitter = random_jitter(len(rays), front + interval, generator, found.t.device)
+    return place_jittered(rays, found, width, front, jitter)
+
+
+def place_jittered(rays: Rays, found: Crossings, width: float | Tensor, front: int, jitter: Tensor) -> Tensor:
+    """`place` with each sample's place in its stratum, jitter (n_rays, n_samples) in [0, 1)."""
     low = torch.maximum(found.t - width, rays.t_near)[:, None]
     high = torch.minimum(found.t + width, rays.t_far)[:, None]
-    near, device = rays.t_near[:, None], found.t.device
-    before, around = strata(n, front, generator, device), strata(n, interval, generator, device)
+    near = rays.t_near[:, None]
+    before, around, everywhere = stratify(jitter[:, :front]), stratify(jitter[:, front:]), stratify(jitter)
     t = torch.cat([near + (low - near) * before, low + (high - low) * around], 1)
-    everywhere = strata(n, front + interval, generator, device)
     if t.is_cuda:  # shapes that no value decides, as a recorded step wants them
         return torch.where(found.hit[:, None], t, over_lattice(rays, found, everywhere))
     missed = (~found.hit).nonzero()[:, 0]
@@ -47,11 +51,20 @@ def place(rays: Rays, found: Crossings, width: float | Tensor, front: int, inter
 
 def strata(n: int, count: int, generator: torch.Generator | None, device: torch.device | None = None) -> Tensor:
     """Sorted numbers in [0, 1), one in each of `count` equal strata: (n, count)."""
+    return stratify(random_jitter(n, count, generator, device))
+
+
+def random_jitter(n: int, count: int, generator: torch.Generator | None, device: torch.device | None = None) -> Tensor:
+    """Places (n, count) in [0, 1) of samples within their strata; without a generator the middles."""
     if generator is None:
-        jitter = torch.full((n, count), 0.5, device=device)
-    else:
-        jitter = torch.rand(n, count, generator=generator, device=device)
-    return (torch.arange(count, device=device) + jitter) / count
+        return torch.full((n, count), 0.5, device=device)
+    return torch.rand(n, count, generator=generator, device=device)
+
+
+def stratify(jitter: Tensor) -> Tensor:
+    """Strata of [0, 1), (n, count), each sample where the jitter puts it."""
+    count = jitter.shape[1]
+    return (torch.arange(count, device=jitter.device) + jitter) / count
 
 
 def over_lattice(rays: Rays, found: Crossings, u: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ The world is the input's own frame; the scene is the box [-1, 1]^3: x_world = ce
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import formats
+from .backends import FusedBackend, Photographs
 from .bounds import Box, find_box
 from .cameras import Capture, View, rescale
 from .config import SceneConfig
@@ -62,8 +64,7 @@ class Source:
 
     def sample(self, n: int, generator: torch.Generator, foreground: float) -> Batch:
         """See `Scene.sample`; the batch is where the photographs are."""
-        n_object = round(n * foreground) if len(self.rest) else n
-        n_object = n_object if len(self.object) else 0
+        n_object = self._share(n, foreground)
         pixel = torch.cat([self.object.draw(n_object, generator), self.rest.draw(n - n_object, generator)])
         store = self.store
         view = torch.searchsorted(store.offsets, pixel, right=True) - 1
@@ -72,6 +73,26 @@ class Source:
         rays = self.viewpoints.rays(view, local % width, local // width)
         mask = None if store.coverage is None else store.coverage[pixel].float() / 255
         return Batch(rays, store.colors[pixel].float() / 255, mask)
+
+    def sample_natively(self, n: int, generator: torch.Generator, foreground: float, backend: FusedBackend) -> Batch:
+        """`sample` in one call of the backend, of the same pixels."""
+        n_object = self._share(n, foreground)
+        drawn = torch.cat([self.object.draw_places(n_object, generator), self.rest.draw_places(n - n_object, generator)])
+        return backend.see(self._photographs, drawn, n_object)
+
+    @cached_property
+    def _photographs(self) -> Photographs:
+        plane, store, viewpoints = self.viewpoints.plane, self.store, self.viewpoints
+        first, second = ((pool.ends, pool.shifts, len(pool)) for pool in (self.object, self.rest))
+        return Photographs(
+            plane.nodes, plane.first.contiguous(), plane.counts.contiguous(), plane.per_pixel, viewpoints.rotations.contiguous(),
+            viewpoints.origins, store.offsets, store.widths, store.colors, store.coverage, (first, second),
+        )  # fmt: skip
+
+    def _share(self, n: int, foreground: float) -> int:
+        """How many of n rays go through masks."""
+        n_object = round(n * foreground) if len(self.rest) else n
+        return n_object if len(self.object) else 0
 
 
 class Scene:
@@ -113,13 +134,16 @@ class Scene:
         """World points (n, 3) in the scene, float64."""
         return (np.asarray(points, np.float64) - self.center) / self.radius
 
-    def sample(self, n: int, generator: torch.Generator, foreground: float) -> Batch:
+    def sample(self, n: int, generator: torch.Generator, foreground: float, backend: FusedBackend | None = None) -> Batch:
         """Random pixels of the training views, with replacement, among those whose ray meets the scene box.
 
         Args:
             generator: the batch is on its device; the first draw copies the photographs there, if they fit into half of its memory.
             foreground: share of the rays that go through masks; the others go past them. Without masks all are drawn alike.
+            backend: works it out in one call.
         """
+        if backend is not None:
+            return self._source.sample_natively(n, generator, foreground, backend)
         device = generator.device
         if device not in self._sources:
             fits = device.type != "cpu" and self._store.bytes < 0.5 * torch.cuda.mem_get_info(device)[0]

@@ -132,7 +132,7 @@ def learn(run: Training) -> Tensor:
         the losses in the order of `loss_names`, the mean squared error and the share of rays that hit: (n_losses + 2,).
     """
     model, config, generator = run.model, run.config, run.generator
-    batch = run.scene.sample(run.rays, generator, config.train.foreground)
+    batch = run.scene.sample(run.rays, generator, config.train.foreground, run.fused.backend if run.fused else None)
     behind = background_color(model, batch.rays, generator)
     samples = Samples(config.sampling.front, config.sampling.interval, generator)
     target = on_background(batch, behind)

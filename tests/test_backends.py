@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 from torch.autograd import grad, gradcheck, gradgradcheck
 
-from fastsurf.backends import choose_backend, native
+from fastsurf.backends import Aim, Parameters, Placed, choose_backend, native
 from fastsurf.backends.native import NativeBackend
 from fastsurf.backends.reference import ReferenceBackend
+from fastsurf.config import GridConfig
 from fastsurf.encoding import entries, growth, level_table
 from fastsurf.errors import BackendError
+from fastsurf.grid import OccupancyGrid
 from fastsurf.rays import make_rays
-from fastsurf.surface import march, search
+from fastsurf.sampling import place_jittered
+from fastsurf.surface import Crossings, march, search
 
 REFERENCE = ReferenceBackend()
 SHAPES = [  # levels, hidden, outputs, points
@@ -265,6 +268,14 @@ class Bumps:
     def crossings(self, backend, secant_steps: int = 8) -> tuple[Tensor, Tensor]:
         return backend.first_crossing(self.rays, *self.lattice, self.step, secant_steps, self.prior_radius, *self.field)
 
+    def parameters(self, sharpness: float) -> Parameters:
+        table, levels, (first, second) = self.field
+        return Parameters(table, levels, first, second, [], set(), self.prior_radius, sharpness)
+
+    def placed(self, backend, offset: Tensor, jitter: Tensor, front: int, close: float = 1e-6) -> Placed:
+        aim = Aim(self.rays, offset, jitter, front, 0.1, self.occupied, self.step, 8, close)
+        return backend.place(aim, self.parameters(1.0))
+
 
 @pytest.mark.parametrize("secant_steps", [0, 1, 8])
 @pytest.mark.parametrize("share", [0.3, 1.0])
@@ -291,6 +302,47 @@ def test_first_crossings_of_a_ball_are_exact(backend):
     clear = (c > 0) & ((b * b - c).abs() > 0.01) & (bumps.rays.t_far > bumps.rays.t_near)
     assert torch.equal(hit[clear], (b < 0)[clear] & (b * b > c)[clear]) and 30 < hit[clear].sum() < clear.sum()
     torch.testing.assert_close(t[clear & hit], exact[clear & hit], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("front, interval", [(8, 16), (0, 5), (3, 0)])
+def test_samples_are_placed_as_by_the_general_search(fast, front, interval):
+    bumps, g = Bumps(), torch.Generator().manual_seed(0)
+    offset, jitter = torch.rand(300, generator=g), torch.rand(300, front + interval, generator=g)
+    placed = bumps.placed(fast, offset, jitter, front)
+    lattice = march(bumps.rays, bumps.occupied, bumps.step, REFERENCE, offset)
+    t, hit = fast.first_crossing(bumps.rays, *lattice, bumps.step, 8, bumps.prior_radius, *bumps.field)
+    found = Crossings(t, hit, *lattice, bumps.step)
+    assert torch.equal(placed.hit, hit) and torch.equal(placed.surface, t) and 30 < hit.sum() < 270
+    assert torch.equal(placed.on, bumps.rays.at(t)[hit])
+    assert torch.equal(placed.t, place_jittered(bumps.rays, found, 0.1, front, jitter))
+
+
+def test_a_rough_crossing_is_near_the_exact_one(fast):
+    bumps, offset, jitter = Bumps(share=1.0), torch.full((300,), 0.5), torch.rand(300, 24)
+    exact, rough = bumps.placed(fast, offset, jitter, 8), bumps.placed(fast, offset, jitter, 8, close=1e-2)
+    assert torch.equal(exact.hit, rough.hit) and not torch.equal(exact.surface, rough.surface)
+    moved = rough.surface != exact.surface
+    assert moved.sum() > 30 and bumps.level(bumps.rays.at(rough.surface))[moved].abs().max() < 1e-2
+
+
+def test_placing_does_not_feel_other_rays_or_threads(fast):
+    bumps, offset, jitter = Bumps(333), torch.full((333,), 0.5), torch.rand(333, 24)
+    first = bumps.placed(fast, offset, jitter, 8)
+    for threads in (1, 5):
+        again = bumps.placed(NativeBackend(threads, native.SETS[fast._set]), offset, jitter, 8)
+        assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("t", "hit", "surface", "on"))
+    some = torch.tensor([332, 7, 64, 200])
+    bumps.rays = bumps.rays[some]
+    assert torch.equal(bumps.placed(fast, offset[some], jitter[some], 8).t, first.t[some])
+
+
+def test_rays_that_are_not_finite_are_placed_without_harm(fast):
+    bumps, offset, jitter = Bumps(), torch.full((300,), 0.5), torch.rand(300, 24)
+    wanted = bumps.placed(fast, offset, jitter, 8)
+    bumps.rays.origins[::7], bumps.rays.directions[3::7], bumps.rays.t_far[5::7] = float("nan"), float("inf"), float("nan")
+    whole = torch.isin(torch.arange(300) % 7, torch.tensor([1, 2, 4, 6]))
+    found = bumps.placed(fast, offset, jitter, 8)
+    assert torch.equal(found.t[whole], wanted.t[whole]) and not found.hit[~whole].any()
 
 
 def test_a_crossing_does_not_feel_other_rays_or_threads(fast):
@@ -320,6 +372,35 @@ def test_rays_that_are_not_finite_cross_nothing_and_stay_alone(backend):
     found = bumps.crossings(backend)
     assert not found[1][broken].any() and torch.equal(found[1][~broken], hit[~broken])
     torch.testing.assert_close(found[0][~broken], t[~broken], atol=1e-5 if backend is REFERENCE else 0, rtol=0)
+
+
+# ---- the occupancy grid
+
+
+@pytest.mark.parametrize("cells", [5, 24])
+def test_grid_updates_are_those_of_the_general_one(fast, cells):
+    bumps = Bumps(0)
+    parameters = bumps.parameters(sharpness=60.0)
+    ours, wanted = (OccupancyGrid(GridConfig(resolution=cells), 24) for _ in range(2))
+    for seed in range(12):
+        a, b = (torch.Generator().manual_seed(seed) for _ in range(2))
+        ours.update_natively(fast, parameters, a, everywhere=seed == 0)
+        wanted.update(lambda x: 60.0 * bumps.level(x), b, everywhere=seed == 0)
+        assert torch.equal(a.get_state(), b.get_state())
+        torch.testing.assert_close(ours.values, wanted.values, atol=1e-5, rtol=1e-3)
+        near = (wanted.values / wanted.threshold - 1).abs() < 1e-2  # rounding decides about those
+        assert near.any() or torch.equal(ours.occupied, wanted.occupied)
+    assert cells == 5 or 0.1 < ours.share < 0.9
+
+
+def test_grid_updates_are_the_same_bits_for_any_number_of_threads(fast):
+    bumps, seen = Bumps(0), []
+    for threads in (1, 2, 5):
+        grid, generator = OccupancyGrid(GridConfig(resolution=24), 24), torch.Generator().manual_seed(0)
+        for k in range(5):
+            grid.update_natively(NativeBackend(threads, native.SETS[fast._set]), bumps.parameters(60.0), generator, everywhere=k == 0)
+        seen.append(grid)
+    assert all(torch.equal(seen[0].values, g.values) and torch.equal(seen[0].occupied, g.occupied) for g in seen)
 
 
 # ---- what holds for all

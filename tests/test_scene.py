@@ -6,6 +6,7 @@ import pytest
 import torch
 from captures import LENSES, PINHOLE, ball, ball_mask, looking_at, moved, save
 from PIL import Image
+from test_backends import native_backend
 
 from fastsurf.bounds import find_box
 from fastsurf.cameras import Camera, project, unproject, world_to_pixels
@@ -79,6 +80,24 @@ def test_samples_follow_the_generator(scene):
     first, again, other = (scene.sample(256, generator(seed), 0.75).rgb for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("n, foreground", [(1500, 0.75), (9, 0.0), (9, 1.0), (0, 0.5)])
+def test_native_samples_are_the_same(scene, n, foreground):
+    backend = native_backend("portable")
+    wanted, found = scene.sample(n, generator(), foreground), scene.sample(n, generator(), foreground, backend)
+    assert torch.equal(found.rays.image_index, wanted.rays.image_index) and torch.equal(found.rgb, wanted.rgb)
+    assert torch.equal(found.mask, wanted.mask) and torch.equal(found.rays.origins, wanted.rays.origins)
+    for name in ("directions", "t_near", "t_far"):
+        torch.testing.assert_close(getattr(found.rays, name), getattr(wanted.rays, name), atol=1e-5, rtol=0)
+
+
+def test_native_samples_without_masks(tmp_path):
+    backend = native_backend("portable")
+    scene = load_scene(ball(tmp_path, n=4, masks=False))
+    wanted, found = scene.sample(500, generator(), 0.75), scene.sample(500, generator(), 0.75, backend)
+    assert found.mask is wanted.mask is None and torch.equal(found.rgb, wanted.rgb)
+    torch.testing.assert_close(found.rays.directions, wanted.rays.directions, atol=1e-6, rtol=0)
 
 
 def test_background_samples_are_all_the_pixels_that_meet_the_box_outside_masks(scene):

@@ -6,7 +6,7 @@
 Candidates take turns in one process, so that other load hits them alike; medians are compared. Ratios carry over, times don't.
 
     step        a training step, 4096 rays x 24 samples, 12 levels of 2^17, 2 threads: the fused step against eager PyTorch autograd
-    march       what the search for surfaces and the grid's updates take of a training step as it runs by default
+    march       what the search for surfaces, the grid's updates and the other parts take of a training step as it runs by default
     mesh        a mesh at 512^3 against evaluating the field in all its cells
     end-to-end  `reconstruct` of a small made scene, phase by phase
 """
@@ -117,20 +117,36 @@ def mlp_tiles(backend: NativeBackend) -> Callable[[], object]:
 
 
 def march(repeats: int) -> dict[str, float]:
-    """Search, grid update (one in sixteen steps) and whole steps, by default 1024 rays."""
-    run = trained(NativeBackend(2))
-    model, generator = run.model, run.generator
-    batch = run.scene.sample(run.rays, generator, run.config.train.foreground)
+    """What the parts of a default step take, by default 1024 rays and a grid update every sixteenth step."""
+    backend = NativeBackend(2)
+    run = trained(backend)
+    model, generator, config = run.model, run.generator, run.config
+    samples = Samples(config.sampling.front, config.sampling.interval, generator)
+    assert run.fused is not None
+    fused, kernels, inside = run.fused, backend.train_step, []
+    batch = run.scene.sample(run.rays, generator, config.train.foreground)
 
-    def whole() -> None:
-        learn(run)
-        run.optimizer.step(run.progress())
+    def timed(*arguments):
+        start = time.perf_counter()
+        found = kernels(*arguments)
+        inside.append(time.perf_counter() - start)
+        return found
 
-    search, update = lambda: find(batch.rays, model, generator), lambda: model.update_grid(generator)
-    ms = interleaved({"search": search, "update": update, "step": whole}, repeats)
-    each = ms["update"] / run.config.grid.update_every
-    return {"ms: search": ms["search"], "ms: update": ms["update"], "ms: step": ms["step"] + each,
-            "march_share": (ms["search"] + each) / (ms["step"] + each)}  # fmt: skip
+    backend.train_step = timed  # type: ignore[method-assign]
+    ms = interleaved({
+        "pixels": lambda: run.scene.sample(run.rays, generator, config.train.foreground, backend),
+        "search": lambda: fused.place(batch.rays, samples), "update": lambda: model.update_grid(generator),
+        "learn": lambda: learn(run), "adam": lambda: (learn(run), run.optimizer.step(run.progress())),
+    }, repeats)  # fmt: skip
+    ms["kernels"] = 1000 * statistics.median(inside[2:])
+    ms["adam"] -= ms["learn"]
+    ms["update"] /= config.grid.update_every
+    ms["rest"] = ms["learn"] - ms["pixels"] - ms["search"] - ms["kernels"]
+    whole = ms["learn"] + ms["adam"] + ms["update"]
+    del ms["learn"]
+    shares = {f"share: {name}": t / whole for name, t in ms.items()}
+    times = {f"ms: {name}": t for name, t in ms.items()}
+    return {**times, "ms: step": whole, **shares, "march_share": (ms["search"] + ms["update"]) / whole}
 
 
 def mesh(repeats: int) -> dict[str, float]:
@@ -217,6 +233,9 @@ def work(run: Training, backend: NativeBackend | ReferenceBackend, fused: bool =
     twin.scene = Fixed(batch)
     if not fused:
         twin.fused = None
+    if twin.fused is not None:
+        placed = twin.fused.place(batch.rays, Samples(config.sampling.front, config.sampling.interval, generator))
+        twin.fused.place = lambda *_: placed  # type: ignore[method-assign]
     if isinstance(backend, Eager):
         backend = twin.backend = model.backend = Eager()
         backend.normals = "n" in model.head.used

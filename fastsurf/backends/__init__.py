@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..encoding import Level
 from ..errors import BackendError
-from ..rays import Rays
+from ..rays import Batch, Rays
 
 
 class Backend(Protocol):
@@ -140,9 +140,77 @@ class Gradients:
     head: Sequence[Tensor]
 
 
+@dataclass(frozen=True)
+class Photographs:
+    """What `Scene` draws pixels from: cameras and pools as in pixels.py, poses and one buffer of all pixels."""
+
+    nodes: Tensor  # PixelDirections
+    first: Tensor
+    counts: Tensor
+    per_pixel: Tensor
+    rotations: Tensor  # (n_views, 3, 3), camera to scene
+    origins: Tensor  # (n_views, 3)
+    offsets: Tensor  # ImageStore
+    widths: Tensor
+    colors: Tensor
+    coverage: Tensor | None
+    pools: tuple[tuple[Tensor, Tensor, int], tuple[Tensor, Tensor, int]]  # ends, shifts and size; object and rest
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Rays that are searched for the surface, and how they get samples (sampling.py)."""
+
+    rays: Rays
+    offset: Tensor  # (n_rays,) in [0, 1], shifts each ray's marching lattice by that share of a step
+    jitter: Tensor  # (n_rays, n_samples) in [0, 1), of each sample within its stratum
+    front: int  # samples before the interval
+    width: float  # half the interval
+    occupied: Tensor  # (g, g, g) bool
+    step: float  # of the lattice, scene units
+    secant_steps: int  # at most
+    close: float  # a level that small ends them
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Samples on rays."""
+
+    t: Tensor  # (n_rays, n_samples)
+    hit: Tensor  # (n_rays,) bool
+    surface: Tensor  # (n_rays,) distance of the first crossing, t_far where there is none
+    on: Tensor  # (n_hits, 3) the crossings, in the order of their rays
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """An update of the occupancy grid (grid.py)."""
+
+    values: Tensor  # (g, g, g) float32, occupancies as last seen; overwritten
+    occupied: Tensor  # (g, g, g) bool; overwritten
+    threshold: float  # of occupancy
+    decay: float
+    due: float  # a cell in use that has sunk to this is looked at
+    lot: int  # of so many cells that are not in use one is looked at
+    seed: int
+    everywhere: bool  # all cells are looked at
+
+
 @runtime_checkable
 class FusedBackend(Backend, Protocol):
     """One that also does a whole training step in one call."""
+
+    def see(self, photographs: Photographs, drawn: Tensor, n_object: int) -> Batch:
+        """`Source.sample`'s rays and colours of pixels drawn (n,) int64, the first `n_object` in the pool of the object."""
+        ...
+
+    def place(self, aim: Aim, parameters: Parameters) -> Placed:
+        """`surface.march`, `surface.search` and `sampling.place` for the level of `first_crossing`."""
+        ...
+
+    def update_grid(self, refresh: Refresh, parameters: Parameters) -> None:
+        """`OccupancyGrid.update` for sharpness times the level of `first_crossing`."""
+        ...
 
     def train_step(self, look: Look, parameters: Parameters, gradients: Gradients) -> tuple[Tensor, Tensor]:
         """Render, compare, and overwrite `gradients` with those of the sum of the losses (losses.py).

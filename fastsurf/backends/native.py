@@ -18,8 +18,8 @@ from torch.autograd.function import once_differentiable
 from ..compositing import weights_of
 from ..encoding import Level
 from ..errors import BackendError
-from ..rays import Rays
-from . import Gradients, Look, Parameters
+from ..rays import Batch, Rays
+from . import Aim, Gradients, Look, Parameters, Photographs, Placed, Refresh
 
 ABI = 5
 SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
@@ -53,6 +53,54 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("prior_radius", "sharpness", "least_weight", "color_weight", "mask_weight", "smooth_weight")),
         *((name, ctypes.c_int32) for name in ("inputs", "reflected")),
         ("huber", ctypes.c_float),
+    )
+
+
+class _Photographs(ctypes.Structure):
+    """native.h's Photographs."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("nodes", "first", "counts", "per_pixel", "rotations", "origins")),
+        *((name, ctypes.c_void_p) for name in ("offsets", "widths", "colors", "coverage")),
+        ("n_views", ctypes.c_int64),
+        *((f"{pool}_{name}", kind) for pool in ("object", "rest") for name, kind in (
+            ("ends", ctypes.c_void_p), ("shifts", ctypes.c_void_p), ("runs", ctypes.c_int64), ("size", ctypes.c_int64)
+        )),
+    )  # fmt: skip
+
+
+class _Seen(ctypes.Structure):
+    """native.h's Seen."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("origins", "directions", "t_near", "t_far", "rgb", "mask", "view"))
+
+
+class _Aim(ctypes.Structure):
+    """native.h's Aim."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("rays_o", "rays_d", "t_near", "t_far")),
+        ("n", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("offset", "jitter", "occupied")),
+        *((name, ctypes.c_int32) for name in ("cells", "front", "interval", "secant_steps")),
+        *((name, ctypes.c_float) for name in ("prior_radius", "step", "width", "close")),
+    )
+
+
+class _Placed(ctypes.Structure):
+    """native.h's Placed."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("t", "surface", "hit", "on", "hits"))
+
+
+class _Refresh(ctypes.Structure):
+    """native.h's Refresh."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("values", "occupied")),
+        *((name, ctypes.c_int32) for name in ("cells", "lot", "everywhere")),
+        ("seed", ctypes.c_uint32),
+        *((name, ctypes.c_float) for name in ("threshold", "decay", "due", "sharpness", "prior_radius")),
     )
 
 
@@ -151,6 +199,55 @@ class NativeBackend:
     def weights_of(self, alphas: Tensor) -> Tensor:
         """See `Backend.weights_of`."""
         return weights_of(alphas)
+
+    def see(self, photographs: Photographs, drawn: Tensor, n_object: int) -> Batch:
+        """See `FusedBackend.see`."""
+        p, n = photographs, len(drawn)
+        floats = [_float(a) for a in (p.nodes, p.per_pixel, p.rotations, p.origins)]
+        counts = [p.first, p.counts, p.offsets, p.widths, drawn, *(a for pool in p.pools for a in pool[:2])]
+        assert all(a.dtype == torch.int64 and a.is_contiguous() for a in counts), [(a.dtype, a.stride()) for a in counts]
+        assert p.colors.is_contiguous() and p.colors.dtype == torch.uint8 and (p.coverage is None or p.coverage.is_contiguous())
+        nodes, per_pixel, rotations, origins = (a.data_ptr() for a in floats)
+        packed = _Photographs(
+            nodes, p.first.data_ptr(), p.counts.data_ptr(), per_pixel, rotations, origins, p.offsets.data_ptr(), p.widths.data_ptr(),
+            p.colors.data_ptr(), None if p.coverage is None else p.coverage.data_ptr(), len(p.widths),
+            *(a for ends, shifts, size in p.pools for a in (ends.data_ptr(), shifts.data_ptr(), len(ends), size)),
+        )  # fmt: skip
+        o, d, near, far, rgb = torch.empty(n, 3), torch.empty(n, 3), torch.empty(n), torch.empty(n), torch.empty(n, 3)
+        mask, view = None if p.coverage is None else torch.empty(n), torch.empty(n, dtype=torch.int64)
+        seen = _Seen(*(None if a is None else a.data_ptr() for a in (o, d, near, far, rgb, mask, view)))
+        self._call("see", ctypes.byref(packed), drawn, n, n_object, ctypes.byref(seen))
+        return Batch(Rays(o, d, near, far, view), rgb, mask)
+
+    def place(self, aim: Aim, parameters: Parameters) -> Placed:
+        """See `FusedBackend.place`."""
+        rays, p, (n, samples), cells = aim.rays, parameters, aim.jitter.shape, len(aim.occupied)
+        assert aim.occupied.dtype == torch.bool and aim.occupied.shape == (cells,) * 3, (aim.occupied.dtype, aim.occupied.shape)
+        bundle = [_points(rays.origins), _points(rays.directions), _float(rays.t_near), _float(rays.t_far)]
+        drawn = [_float(aim.offset), _float(aim.jitter)]
+        assert all(len(a) == n for a in (*bundle, *drawn)) and aim.front <= samples, (n, *(a.shape for a in (*bundle, *drawn)), aim.front)
+        occupied = aim.occupied.contiguous()
+        packed = _Aim(
+            *(a.data_ptr() for a in bundle), n, *(a.data_ptr() for a in (*drawn, occupied)), cells, aim.front, samples - aim.front,
+            aim.secant_steps, p.prior_radius, aim.step, aim.width, aim.close,
+        )  # fmt: skip
+        t, surface, hit, on = torch.empty(n, samples), torch.empty(n), torch.empty(n, dtype=torch.bool), torch.empty(n + 1, 3)
+        hits = torch.empty(1, dtype=torch.int64)
+        placed = _Placed(*(a.data_ptr() for a in (t, surface, hit, on, hits)))
+        self._call("place", *_grid(tuple(p.levels), p.table), *_net(p.levels, p.w1, p.w2), ctypes.byref(packed), ctypes.byref(placed))
+        return Placed(t, hit, surface, on[: int(hits)])
+
+    def update_grid(self, refresh: Refresh, parameters: Parameters) -> None:
+        """See `FusedBackend.update_grid`."""
+        r, p = refresh, parameters
+        cells = len(r.values)
+        for a, kind in ((r.values, torch.float32), (r.occupied, torch.bool)):
+            assert a.shape == (cells,) * 3 and a.dtype == kind and a.is_contiguous(), (a.shape, a.dtype, a.stride())
+        packed = _Refresh(
+            r.values.data_ptr(), r.occupied.data_ptr(), cells, r.lot, r.everywhere, r.seed,
+            r.threshold, r.decay, r.due, p.sharpness, p.prior_radius,
+        )  # fmt: skip
+        self._call("update_grid", *_grid(tuple(p.levels), p.table), *_net(p.levels, p.w1, p.w2), ctypes.byref(packed))
 
     def train_step(self, look: Look, parameters: Parameters, gradients: Gradients) -> tuple[Tensor, Tensor]:
         """See `FusedBackend.train_step`."""
@@ -420,6 +517,9 @@ def _load() -> ctypes.CDLL:
         "mlp": [pointer, i32, pointer, *points, *[pointer] * 2],
         "mlp_backward": [pointer, i32, pointer, *points, *[pointer] * 4],
         "first_crossing": [*grid, *net, f32, *[pointer] * 4, i64, pointer, pointer, i64, f32, i32, pointer, pointer],
+        "see": [pointer, pointer, i64, i64, pointer],
+        "place": [*grid, *net, pointer, pointer],
+        "update_grid": [*grid, *net, pointer],
         "train_step": [*grid, *net, *[pointer, i32, pointer], *[pointer] * 2],
         "adam": [*[pointer] * 4, i64, *[f32] * 5],
         "occupied_steps": [*[pointer] * 4, i64, pointer, i32, f32, i64, pointer, pointer],

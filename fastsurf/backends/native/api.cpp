@@ -114,6 +114,22 @@ API int fastsurf_first_crossing(int set, int threads, const Level* levels, int n
   });
 }
 
+API int fastsurf_place(int set, int threads, const Level* levels, int n_levels, const float* table, int64_t entries, int hidden, int outputs,
+                       const float* w1, const float* w2, const Aim* aim, const Placed* placed) {
+  const bool sound = fits(levels, n_levels, entries) && hidden > 0 && outputs > 0 && aim->rays.n >= 0 && aim->cells > 0 && aim->cells <= 1024 &&
+                     aim->step > 1e-6f && aim->front >= 0 && aim->interval >= 0;
+  return guarded(set, sound, [&](const Kernels& k) { return k.place({levels, n_levels, table, entries}, {hidden, outputs, w1, w2}, *aim, threads, *placed); });
+}
+
+API int fastsurf_update_grid(int set, int threads, const Level* levels, int n_levels, const float* table, int64_t entries, int hidden, int outputs,
+                             const float* w1, const float* w2, const Refresh* refresh) {
+  const bool sound = fits(levels, n_levels, entries) && hidden > 0 && outputs > 0 && refresh->cells > 0 && refresh->cells <= 512 && refresh->lot > 0;
+  return guarded(set, sound, [&](const Kernels& k) {
+    k.update_grid({levels, n_levels, table, entries}, {hidden, outputs, w1, w2}, *refresh, threads);
+    return true;
+  });
+}
+
 API int fastsurf_mlp(int set, int threads, const int32_t* widths, int layers, const float* weights, const float* x, int64_t n, float* y, float* hidden) {
   return guarded(set, layers >= 1 && layers <= 17, [&](const Kernels& k) {
     k.mlp(widths, layers, weights, x, n, threads, y, hidden);
@@ -206,4 +222,9 @@ API int fastsurf_extraction_close(int set, int threads, Extraction* extraction) 
     delete extraction;
     return true;
   });
+}
+
+API int fastsurf_see(int set, int threads, const Photographs* photographs, const int64_t* drawn, int64_t n, int64_t n_object, const Seen* seen) {
+  const bool sound = n >= 0 && n_object >= 0 && n_object <= n && photographs->n_views > 0;
+  return guarded(set, sound, [&](const Kernels&) { return see(*photographs, drawn, n, n_object, threads, *seen); });
 }

@@ -1,5 +1,7 @@
 // The kernels, for the instruction set this file is compiled for. Notation: native.h.
 #include "native.h"
+#include "occupancy.h"
+#include "place.h"
 #include "step.h"
 
 namespace {
@@ -21,4 +23,4 @@ void adam(float* p, const float* grad, float* m, float* v, int64_t n, int thread
 
 }  // namespace
 
-extern const Kernels KERNELS = {encode, encode_jacobian, scatter, field, field_backward, field_value, first_crossing, mlp, mlp_backward, train_step, adam};
+extern const Kernels KERNELS = {encode, encode_jacobian, scatter, field, field_backward, field_value, first_crossing, place, update_grid, mlp, mlp_backward, train_step, adam};

@@ -53,6 +53,30 @@ struct Lattice {  // points of rays in occupied cells, as occupied_steps leaves 
   float step;
 };
 
+struct Aim {  // rays to be searched for the surface and to get samples (sampling.py); S = front + interval samples a ray
+  Rays rays;
+  const float *offset, *jitter;  // (n,) of the lattice, in steps; (n, S)
+  const uint8_t* occupied;       // (cells, cells, cells)
+  int32_t cells, front, interval, secant_steps;
+  float prior_radius, step, width;
+  float close;  // a level that small ends the secant steps
+};
+
+struct Placed {
+  float *t, *surface;  // (n, S); (n,) as first_crossing gives it
+  uint8_t* hit;        // (n,)
+  float* on;           // (n + 1, 3), the crossings of the rays that hit, one after the other
+  int64_t* hits;       // how many
+};
+
+struct Refresh {  // an update of the occupancy grid (grid.py)
+  float* values;      // (cells, cells, cells)
+  uint8_t* occupied;  // of the same shape
+  int32_t cells, lot, everywhere;
+  uint32_t seed;
+  float threshold, decay, due, sharpness, prior_radius;
+};
+
 struct Saved {      // what a forward pass of the field leaves for the backward pass; np = n rounded up to 8
   float* h;         // (np, ep) rows
   float* jacobian;  // (np / LANES, 2L, 3, LANES) blocks
@@ -101,6 +125,9 @@ struct Kernels {
   void (*field_value)(const Grid&, const Net&, const float* x, int64_t n, int threads, float* value);
   // t (n,) of the first change of out[0] + prior_radius - |o + t d| from outside (negative) to inside, `far` where there is none; hit (n,)
   void (*first_crossing)(const Grid&, const Net&, float prior_radius, const Rays&, const Lattice&, int secant_steps, int threads, float* t, uint8_t* hit);
+  // false: a ray has more than 2^24 lattice points
+  bool (*place)(const Grid&, const Net&, const Aim&, int threads, const Placed&);
+  void (*update_grid)(const Grid&, const Net&, const Refresh&, int threads);
   // widths[0..layers]; weights one after the other; hidden: room for the rows after each ReLU, layer by layer (n, widths[l]), or null
   void (*mlp)(const int32_t* widths, int layers, const float* weights, const float* x, int64_t n, int threads, float* y, float* hidden);
   // dx may be null; d_weights is overwritten
@@ -117,9 +144,53 @@ extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 #endif
 
-// Lattice points of rays in occupied cells; false where a ray has more than 2^24 of them.
+constexpr int BLOCK_SHIFT = 3;  // a block of cells is 8 a side
+inline int64_t blocks_along(int cells) { return (cells + (1 << BLOCK_SHIFT) - 1) >> BLOCK_SHIFT; }
+
+// Which blocks (b, b, b) hold an occupied cell, b = blocks_along(cells).
+void occupied_blocks(const uint8_t* occupied, int cells, int threads, uint8_t* blocks);
+
+struct Cells {
+  const uint8_t *occupied, *blocks;
+  int cells;
+};
+
+// The lattice points of one ray in occupied cells, the first `most` of them; -1 where it has more than 2^24 points.
+int64_t occupied_steps_of(const Cells& cells, const float* o, const float* d, float near, float far, float step, int64_t most, float* t);
+
+// Of many rays; false where one has too many points.
 bool occupied_steps(const float* rays_o, const float* rays_d, const float* t_near, const float* t_far, int64_t n, const uint8_t* occupied, int cells,
                     float step, int64_t most, int threads, float* t_out, int64_t* count);
 
 // The samples of each ray that lie in cells in use, front to back: points (n, samples, 3), the first count (n,) of each ray filled.
 void samples_in_use(const Step& step, int threads, float* points, int32_t* count);
+
+// The samples t (S,) of one ray, which crosses the surface at `surface` or (not hit) is spread over its lattice.
+void place_ray(const Aim& aim, int64_t ray, float surface, bool hit, const float* lattice, int64_t count, float* t);
+
+// Placed.on and hits, from the rest.
+void points_on_surface(const Aim& aim, const Placed& placed);
+
+struct Runs {  // pixels.py's Pool
+  const int64_t *ends, *shifts;  // (n,)
+  int64_t n, size;
+};
+
+struct Photographs {  // as scene.py holds them: pixels.py's nodes, poses, one buffer of pixels
+  const float* nodes;                // (n_nodes, 2)
+  const int64_t *first, *counts;     // (n_views,), (n_views, 2)
+  const float* per_pixel;            // (n_views, 2)
+  const float *rotations, *origins;  // (n_views, 3, 3), (n_views, 3)
+  const int64_t *offsets, *widths;   // (n_views + 1,), (n_views,)
+  const uint8_t *colors, *coverage;  // (n_pixels, 3); (n_pixels,) or null
+  int64_t n_views;
+  Runs object, rest;
+};
+
+struct Seen {  // a batch; mask is not written without coverage
+  float *origins, *directions, *t_near, *t_far, *rgb, *mask;
+  int64_t* view;
+};
+
+// Rays and colours of pixels, `n_object` drawn from the one pool and then the others from the rest; false where a pool has less.
+bool see(const Photographs& photographs, const int64_t* drawn, int64_t n, int64_t n_object, int threads, const Seen& seen);

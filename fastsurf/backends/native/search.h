@@ -9,6 +9,12 @@ namespace {
 constexpr int MARCH_AHEAD = 8;       // at most so many points of a marching ray in a round: those behind its crossing are wasted
 constexpr float ON_SURFACE = 1e-6f;  // a level that small is rounding: no more secant steps
 
+struct Marching {  // how rays are searched
+  float step;         // of the lattice
+  int secant_steps;   // at most
+  float close;        // a level that small ends them
+};
+
 class Search {  // of one ray
  public:
   int64_t ray;
@@ -17,9 +23,9 @@ class Search {  // of one ray
   bool hit = false;
 
   Search() = default;
-  Search(int64_t which, const Rays& rays, const Lattice& lattice, int secant_steps)
-      : ray(which), t(rays.far[which]), near_(rays.near[which]), step_(lattice.step), secant_steps_(secant_steps), points_(lattice.t + which * lattice.most),
-        end_(points_ + (lattice.count[which] < lattice.most ? lattice.count[which] : lattice.most)), t_out_(near_) {}
+  // points: of its lattice
+  Search(int64_t which, const Rays& rays, const Marching& how, const float* points, int64_t count)
+      : ray(which), t(rays.far[which]), near_(rays.near[which]), how_(how), points_(points), end_(points + count), t_out_(near_) {}
 
   bool marching() const { return stage_ == MARCH; }
   bool empty() const { return points_ >= end_; }
@@ -47,7 +53,7 @@ class Search {  // of one ray
       if (again) f_in_ *= 0.5f;
     }
     was_inside_ = inside, refined_++;
-    return __builtin_fabsf(*level) < ON_SURFACE || refine();
+    return __builtin_fabsf(*level) < how_.close || refine();
   }
 
  private:
@@ -61,8 +67,8 @@ class Search {  // of one ray
       }
       hit = true, t_in_ = *points_, f_in_ = level[i];
       // the point before may lie in a culled cell, a step or more away: then start from one step before the crossing
-      const bool far = t_out_ < t_in_ - 1.01f * step_;
-      if (far) t_out_ = t_in_ - step_ > near_ ? t_in_ - step_ : near_;
+      const bool far = t_out_ < t_in_ - 1.01f * how_.step;
+      if (far) t_out_ = t_in_ - how_.step > near_ ? t_in_ - how_.step : near_;
       if (!far && f_out_ > -__builtin_inff()) return refine();
       stage_ = START, t = t_out_;
       return false;
@@ -75,29 +81,33 @@ class Search {  // of one ray
     const float rise = f_in_ - f_out_, share = -f_out_ / (rise < 1e-12f ? 1e-12f : rise);
     t = t_out_ + (t_in_ - t_out_) * (share < 0.0f ? 0.0f : share > 1.0f ? 1.0f : share);
     stage_ = REFINE;
-    return refined_ == secant_steps_;
+    return refined_ == how_.secant_steps;
   }
 
-  float near_, step_;
-  int secant_steps_, refined_ = 0;
+  float near_;
+  Marching how_;
+  int refined_ = 0;
   const float *points_, *end_;  // of the lattice, still to come
   Stage stage_ = MARCH;
   bool was_inside_ = false;
   float t_out_, f_out_ = -__builtin_inff(), t_in_, f_in_;  // the ends: the last point outside, the first inside, and their levels
 };
 
-// Rays start .. end - 1, at most MOST. level(p, count, f): f (count,) at points p (count, 3) in scene units, count <= MOST.
-template <int MOST, class Level>
-void search(const Rays& rays, const Lattice& lattice, int secant_steps, int64_t start, int64_t end, float* t, uint8_t* hit, Level level) {
+// Rays start .. end - 1, some hundreds. points_of(ray, points) sets where its lattice lies and returns the number of points; level(p, count, f):
+// f (count,) at points p (count, 3) in scene units, count <= MOST.
+template <int MOST, class Points, class Level>
+void search(const Rays& rays, const Marching& how, int64_t start, int64_t end, float* t, uint8_t* hit, Points points_of, Level level) {
   Search searches[MOST];
   float p[3 * MOST], f[MOST];
   int active = 0;
-  for (int64_t ray = start; ray < end; ray++) {
-    t[ray] = rays.far[ray], hit[ray] = 0;
-    searches[active] = Search(ray, rays, lattice, secant_steps);
-    active += !searches[active].empty();
-  }
-  while (active) {
+  for (int64_t next = start; active || next < end;) {
+    for (; next < end && active < MOST; next++) {
+      const float* points = nullptr;
+      const int64_t count = points_of(next, points);
+      t[next] = rays.far[next], hit[next] = 0;
+      if (count > 0) searches[active++] = Search(next, rays, how, points, count);
+    }
+    if (!active) break;
     int marching = 0, points = 0, over = 0;
     for (int i = 0; i < active; i++) marching += searches[i].marching();
     const int room = marching ? (MOST - (active - marching)) / marching : 0, ahead = room < MARCH_AHEAD ? room : MARCH_AHEAD;
@@ -119,6 +129,16 @@ void search(const Rays& rays, const Lattice& lattice, int secant_steps, int64_t 
     }
     active -= over;
   }
+}
+
+// On a lattice that is there, with a level as exact as it gets.
+template <int MOST, class Level>
+void search(const Rays& rays, const Lattice& lattice, int secant_steps, int64_t start, int64_t end, float* t, uint8_t* hit, Level level) {
+  const auto points_of = [&](int64_t ray, const float*& points) {
+    points = lattice.t + ray * lattice.most;
+    return lattice.count[ray] < lattice.most ? lattice.count[ray] : lattice.most;
+  };
+  search<MOST>(rays, {lattice.step, secant_steps, ON_SURFACE}, start, end, t, hit, points_of, level);
 }
 
 }  // namespace
