@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .backends import Aim, FusedBackend, Gradients, Look, Placed
 from .config import LossConfig
+from .losses import outlier_scale
 from .model import Model
 from .rays import Batch, Rays
 from .render import LEAST_WEIGHT, Samples
@@ -42,7 +43,7 @@ class FusedStep:
         near = on + (torch.rand(len(on), 3, generator=generator) * 2.0 - 1.0) * weights.smooth_distance
         look = Look(
             rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
-            (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber,
+            (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber, outlier_scale(weights, batch.mask is not None),
         )  # fmt: skip
         losses, d_behind = self.backend.train_step(look, self.model.in_use(), self.gradients)
         self._leave()

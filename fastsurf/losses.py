@@ -1,19 +1,46 @@
 """What a rendering is blamed for. Each loss is a mean over rays, its weight stands in `LossConfig`."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from .config import LossConfig
 
-def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0) -> Tensor:
-    """L1, summed over channels (UNISURF, equation 12); errors below `huber` count as error^2 / (2 huber), larger ones as much less than L1
-    as keeps it smooth (Huber 1964, divided by his threshold). Both (n, 3)."""
-    return torch.nn.functional.smooth_l1_loss(rgb, target, reduction="none", beta=huber).sum(-1).mean()
+LEAST_OPACITY = 1e-4  # of the logarithm where something should be
+DEEP = 4.0  # optical depth from which the mask loss grows but slowly
 
 
-def mask_loss(opacity: Tensor, mask: Tensor) -> Tensor:
-    """Binary cross-entropy of opacity (n,) in [0, 1] against mask (n,) in [0, 1]."""
-    opacity = opacity.clamp(1e-4, 1.0 - 1e-4)
-    return torch.nn.functional.binary_cross_entropy(opacity, mask)
+WITH_MASKS = 0.25  # scale of outliers; without masks the surroundings are far off for long, and must pull
+
+
+def outlier_scale(weights: LossConfig, masks: bool) -> float:
+    """`outlier` of the colour loss for a scene with masks or without."""
+    scale = weights.outlier if weights.outlier is not None else WITH_MASKS if masks else 0.0
+    return scale or math.inf
+
+
+def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0, outlier: float = math.inf) -> Tensor:
+    """L1, summed over channels (UNISURF, equation 12), of (n, 3); a ray that is off by e counts as e / (1 + e / outlier), so that
+    highlights and passers-by, which no surface explains, pull at none (in the manner of Geman and McClure 1985).
+
+    Args:
+        huber: errors of a channel below it count as error^2 / (2 huber), larger ones as much less than L1 as keeps it smooth (Huber 1964,
+            divided by his threshold).
+    """
+    off = torch.nn.functional.smooth_l1_loss(rgb, target, reduction="none", beta=huber).sum(-1)
+    return (off / (1.0 + off / outlier)).mean()
+
+
+def mask_loss(opacity: Tensor, optical_depth: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy of opacity against mask, all (n,), mask in [0, 1].
+
+    Where there should be nothing it is written in the optical depth -log(1 - opacity), which can still be undone when the ray is long
+    opaque; beyond DEEP that counts by its logarithm, so that no ray outweighs many others.
+    """
+    something = -torch.log(opacity.clamp(min=LEAST_OPACITY))
+    nothing = torch.where(optical_depth > DEEP, DEEP * (1.0 + torch.log(optical_depth.clamp(min=DEEP) / DEEP)), optical_depth)
+    return (mask * something + (1.0 - mask) * nothing).mean()
 
 
 def smooth_loss(normals: Tensor, counts: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def render_surface(rays: Rays, solid: Solid, background: BackgroundFn) -> tuple[
     sample = solid.sample(x)
     rgb = background(rays).index_put((hit,), solid.color(x, sample, rays.directions[hit]))
     normal = rays.origins.new_zeros(len(rays), 3).index_put((hit,), sample.normal)
-    return Rendering(rgb, hit.float(), found.t, normal, hit, found.t), found
+    return Rendering(rgb, hit.float(), torch.where(hit, torch.inf, 0.0), found.t, normal, hit, found.t), found
 
 
 def shade(rays: Rays, solid: Solid, t: Tensor, found: Crossings, background: BackgroundFn) -> Rendering:
@@ -106,21 +106,24 @@ def shade(rays: Rays, solid: Solid, t: Tensor, found: Crossings, background: Bac
     n, s = t.shape
     points = rays.at(t).view(-1, 3)
     in_use = _in_use(points, solid.occupied, rays, s)
-    weights, rgbs, normal = (_shade_all if solid.dense else _shade_some)(rays, solid, points, in_use, (n, s))
+    weights, rgbs, normal, optical_depth = (_shade_all if solid.dense else _shade_some)(rays, solid, points, in_use, (n, s))
     opacity = weights.sum(1)
     rgb = blend(weights, rgbs) + (1.0 - opacity)[:, None] * background(rays)
     with torch.no_grad():
         depth = (weights * t).sum(1) + (1.0 - opacity) * rays.t_far
-    return Rendering(rgb, opacity, depth, normal, found.hit, found.t)
+    return Rendering(rgb, opacity, optical_depth, depth, normal, found.hit, found.t)
 
 
-def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (n_rays, n_samples), colours (n_rays, n_samples, 3) and the rays' mean normals (n_rays, 3), where there is something."""
+def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights (n_rays, n_samples), colours (n_rays, n_samples, 3), the rays' mean normals (n_rays, 3) and optical depths (n_rays,), of
+    samples where there is something."""
     n, s = shape
     kept = in_use.nonzero()[:, 0]
     x = points[kept]
     sample = solid.sample(x)
-    alphas = x.new_zeros(n * s).index_put((kept,), torch.sigmoid(solid.sharpness * sample.level)).view(n, s)
+    logit = solid.sharpness * sample.level
+    alphas = x.new_zeros(n * s).index_put((kept,), torch.sigmoid(logit)).view(n, s)
+    depths = x.new_zeros(n * s).index_put((kept,), torch.nn.functional.softplus(logit)).view(n, s)
     weights = solid.weights_of(alphas)
     weight = weights.detach().view(-1)[kept]
     bright = (weight > LEAST_WEIGHT).nonzero()[:, 0]
@@ -129,20 +132,22 @@ def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, shape:
     color = solid.color(x[bright], seen, rays.directions[rows // s])
     with torch.no_grad():
         normal = x.new_zeros(n, 3).index_add_(0, kept // s, weight[:, None] * sample.normal)
-    return weights, x.new_zeros(n * s, 3).index_put((rows,), color).view(n, s, 3), normal
+    return weights, x.new_zeros(n * s, 3).index_put((rows,), color).view(n, s, 3), normal, depths.sum(1)
 
 
-def _shade_all(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def _shade_all(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`_shade_some`, every sample evaluated."""
     n, s = shape
     sample = solid.sample(points)
-    alphas = torch.where(in_use, torch.sigmoid(solid.sharpness * sample.level), 0.0).view(n, s)
+    logit = solid.sharpness * sample.level
+    alphas = torch.where(in_use, torch.sigmoid(logit), 0.0).view(n, s)
+    depths = torch.where(in_use, torch.nn.functional.softplus(logit), 0.0).view(n, s)
     weights = solid.weights_of(alphas)
     color = solid.color(points, sample, rays.directions.repeat_interleave(s, 0)).view(n, s, 3)
     with torch.no_grad():
         bright = (weights > LEAST_WEIGHT)[..., None]
         normal = blend(weights, sample.normal.view(n, s, 3))
-    return weights, torch.where(bright, color, 0.0), normal
+    return weights, torch.where(bright, color, 0.0), normal, depths.sum(1)
 
 
 def _in_use(points: Tensor, occupied: Tensor, rays: Rays, samples: int) -> Tensor:

@@ -17,7 +17,7 @@ from .compositing import Rendering
 from .errors import BackendError
 from .fused import FusedStep
 from .hooks import TrainState
-from .losses import color_loss, mask_loss, smooth_loss
+from .losses import color_loss, mask_loss, outlier_scale, smooth_loss
 from .model import Model
 from .optim import Optimizer
 from .rays import Batch, Rays
@@ -155,10 +155,10 @@ def loss_names(run: Training) -> list[str]:
 
 def _losses(run: Training, rendering: Rendering, target: Tensor, batch: Batch, found: Crossings) -> list[Tensor]:
     weights, names = run.config.loss, loss_names(run)
-    losses = [weights.color * color_loss(rendering.rgb, target, weights.huber)]
+    losses = [weights.color * color_loss(rendering.rgb, target, weights.huber, outlier_scale(weights, batch.mask is not None))]
     if "mask" in names:
         assert batch.mask is not None
-        losses.append(weights.mask * mask_loss(rendering.opacity, batch.mask))
+        losses.append(weights.mask * mask_loss(rendering.opacity, rendering.optical_depth, batch.mask))
     if "smooth" in names:
         x, hit = batch.rays.at(found.t), found.hit
         if not run.model.dense:

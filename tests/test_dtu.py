@@ -120,7 +120,7 @@ def test_files_are_read_as_dtu_lays_them_out(tmp_path: Path, observed: Observati
     (tmp_path / "Points" / "stl").mkdir(parents=True)
     box = np.stack([observed.low, observed.high])
     savemat(tmp_path / "ObsMask" / "ObsMask65_10.mat", {"ObsMask": observed.mask.astype(np.uint8), "BB": box, "Res": [[observed.cell]]})
-    with pytest.raises(SceneError, match="Plane65.mat is missing"):
+    with pytest.raises(SceneError, match=r"Plane65\.mat is missing"):
         read_observation(tmp_path, 65)
     savemat(tmp_path / "ObsMask" / "Plane65.mat", {"P": observed.plane[:, None]})
     properties = "".join(f"property float {axis}\n" for axis in "xyz")
@@ -130,7 +130,7 @@ def test_files_are_read_as_dtu_lays_them_out(tmp_path: Path, observed: Observati
     read = read_observation(tmp_path, scan_number(Path("data/dtu_scan65")))
     assert score_dtu(square(20, 10.5), read) == pytest.approx(score_dtu(square(20, 10.5), observed), abs=1e-3)
     (tmp_path / "ObsMask" / "Plane65.mat").write_text("no")
-    with pytest.raises(SceneError, match="Plane65.mat: not a MATLAB file"):
+    with pytest.raises(SceneError, match=r"Plane65\.mat: not a MATLAB file"):
         read_observation(tmp_path, 65)
     savemat(tmp_path / "ObsMask" / "Plane65.mat", {"Q": observed.plane})
     with pytest.raises(SceneError, match="P is missing"):

@@ -88,8 +88,8 @@ class Problem:
         nothing = Crossings(rays.t_far, rays.t_far > 99, look.t[:, :0], torch.zeros(len(rays), dtype=torch.int64), 1.0)
         rendering = shade(rays, model, look.t.to(kind), nothing, lambda _: behind)
         color, mask, smooth = look.weights
-        losses = [color * color_loss(rendering.rgb, look.target.to(kind), look.huber)]
-        losses.append(mask * mask_loss(rendering.opacity, look.mask.to(kind)) if look.mask is not None else 0 * losses[0])
+        losses = [color * color_loss(rendering.rgb, look.target.to(kind), look.huber, look.outlier)]
+        losses.append(mask * mask_loss(rendering.opacity, rendering.optical_depth, look.mask.to(kind)) if look.mask is not None else 0 * losses[0])
         pairs = look.pairs.to(kind).reshape(-1, 3)
         losses.append(smooth * smooth_loss(model.sample(pairs).normal, torch.ones(len(pairs) // 2, dtype=torch.bool)))
         parameters = [behind, model.field.table, model.field.w1, model.field.w2, *model.head.weights]
@@ -120,6 +120,13 @@ def test_huber(fast, huber):
     problem = Problem(13)
     problem.look = replace(problem.look, mask=None, huber=huber)
     assert_near(problem.fused(fast), problem.by_autograd(REFERENCE, torch.float64), 1e-5)
+
+
+@pytest.mark.parametrize("outlier", [0.02, 0.3, 10.0])
+def test_outliers(fast, outlier):
+    problem = Problem(13)
+    problem.look = replace(problem.look, outlier=outlier, huber=0.1 * (outlier < 1))
+    assert_near(problem.fused(fast), problem.by_autograd(REFERENCE, torch.float64), MASK_TOLERANCE)
 
 
 @pytest.mark.parametrize("inputs", ["x,n,h,d", "h,d", "x,h"])

@@ -1,6 +1,9 @@
+import math
+
 import torch
 
-from fastsurf.losses import color_loss, mask_loss, smooth_loss
+from fastsurf.config import LossConfig
+from fastsurf.losses import color_loss, mask_loss, outlier_scale, smooth_loss
 
 
 def test_color_loss_sums_channels_and_averages_rays():
@@ -17,13 +20,34 @@ def test_huber_is_a_parabola_near_zero_and_l1_less_a_constant_far_from_it():
     torch.testing.assert_close(color_loss(error, error * 0, 1e-9), color_loss(error, error * 0))
 
 
+def test_a_ray_far_off_pulls_less_the_farther():
+    error = torch.tensor([[0.1, -0.1, 0.05], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    loss = color_loss(error, torch.zeros_like(error), outlier=0.25)
+    torch.testing.assert_close(loss, torch.tensor((0.25 / 2 + 1 / 5 + 3 / 13) / 3, dtype=torch.float64))
+    loss.backward()
+    torch.testing.assert_close(error.grad.abs().amax(1), torch.tensor([1 / 4, 1 / 25, 1 / 169], dtype=torch.float64) / 3)
+
+
+def test_outliers_have_a_scale_of_their_own_where_there_are_masks():
+    assert outlier_scale(LossConfig(), True) == 0.25 and outlier_scale(LossConfig(), False) == math.inf
+    assert outlier_scale(LossConfig(outlier=0.0), True) == math.inf and outlier_scale(LossConfig(outlier=0.5), False) == 0.5
+
+
 def test_mask_loss_is_the_cross_entropy_and_stays_finite():
-    opacity = torch.tensor([0.0, 1.0, 0.25], requires_grad=True)
-    loss = mask_loss(opacity, torch.tensor([1.0, 0.0, 1.0]))
-    torch.testing.assert_close(loss, -(torch.tensor([1e-4, 1e-4, 0.25]).log()).mean(), rtol=1e-3, atol=0)
+    opacity = torch.tensor([0.0, 0.7, 0.25], requires_grad=True)
+    loss = mask_loss(opacity, -torch.log(1 - opacity), torch.tensor([1.0, 0.0, 0.5]))
+    wanted = -(math.log(1e-4) + math.log(0.3) + 0.5 * (math.log(0.25) + math.log(0.75))) / 3
+    torch.testing.assert_close(loss, torch.tensor(wanted))
     loss.backward()
     assert torch.isfinite(opacity.grad).all()
-    assert mask_loss(torch.tensor([1e-9, 1 - 1e-7]), torch.tensor([0.0, 1.0])) < 1e-3
+
+
+def test_what_is_long_opaque_can_still_be_carved_away():
+    depth = torch.tensor([0.5, 40.0, 4000.0], requires_grad=True)
+    loss = mask_loss(torch.ones(3), depth, torch.zeros(3))
+    loss.backward()
+    torch.testing.assert_close(loss, torch.tensor((0.5 + 4 * (2 + math.log(10) + math.log(1000))) / 3))
+    torch.testing.assert_close(depth.grad * depth, torch.tensor([0.5, 4.0, 4.0]) / 3)
 
 
 def test_smooth_loss_is_zero_for_equal_normals():

@@ -4,6 +4,7 @@
 the reference) and laid out the same on all: `table (n_entries, 2)` as in `encoding.py`, MLP weights `[out, in]` without biases.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -113,6 +114,7 @@ class Look:
     weights: tuple[float, float, float]  # of the losses: color, mask, smooth
     least_weight: float  # samples that weigh less have no colour
     huber: float = 0.0  # threshold of the colour loss
+    outlier: float = math.inf  # and its scale of outliers
 
 
 @dataclass(frozen=True)

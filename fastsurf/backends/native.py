@@ -53,6 +53,7 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("prior_radius", "sharpness", "least_weight", "color_weight", "mask_weight", "smooth_weight")),
         *((name, ctypes.c_int32) for name in ("inputs", "reflected")),
         ("huber", ctypes.c_float),
+        ("outlier", ctypes.c_float),
     )
 
 
@@ -265,7 +266,7 @@ class NativeBackend:
         step = _Step(
             *(None if a is None else a.data_ptr() for a in held), n, look.pairs.shape[1], look.t.shape[1], cells,
             p.prior_radius, p.sharpness, look.least_weight, *look.weights, sum(1 << "dhnx".index(key) for key in p.inputs),
-            p.reflected, look.huber,
+            p.reflected, look.huber, look.outlier,
         )  # fmt: skip
         into = [losses, gradients.table, gradients.w1, gradients.w2, d_head, d_behind]
         for a, b in zip(into[1:4], (p.table, p.w1, p.w2), strict=True):

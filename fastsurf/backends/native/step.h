@@ -8,6 +8,7 @@ namespace {
 constexpr float LET_THROUGH = float(1.0 - 1e-6);  // k: an opaque sample's share that it stops (compositing.py)
 constexpr int RAY_TILE = 2 * TILE;                // samples in use of the rays of a tile; about a third of them has a colour
 constexpr int MOST_RAYS = 64;                     // of a tile
+constexpr float LEAST_OPACITY = 1e-4f, DEEP = 4.0f;  // of the mask loss (losses.py)
 constexpr int HARMONICS = 16;
 enum Input { DIRECTION = 1, FEATURE = 2, NORMAL = 4, POSITION = 8 };
 INLINE bool sees_normals(const Step& step) { return step.inputs & NORMAL || (step.inputs & DIRECTION && step.reflected); }
@@ -133,20 +134,36 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
     if (t.row_of[i] < 0) continue;
     for (int c = 0; c < 3; c++) rgb[c] += t.weight[i] * t.y[t.row_of[i] * y_row + c];
   }
+  float off = 0.0f;  // sum over channels
+  for (int c = 0; c < 3; c++) {
+    const float error = rgb[c] + (1.0f - opacity) * behind[c] - target[c], size = __builtin_fabsf(error);
+    off += size < s.huber ? 0.5f * error * error / s.huber : size - 0.5f * s.huber;
+    totals.square += error * error;
+    d_rgb[c] = size < s.huber ? error / s.huber : error > 0.0f ? 1.0f : error < 0.0f ? -1.0f : 0.0f;
+  }
+  const float trust = 1.0f / (1.0f + off / s.outlier);
+  totals.color += off * trust;
   float base = 0.0f;  // gradient of any weight, by the opacity
   for (int c = 0; c < 3; c++) {
-    const float error = rgb[c] + (1.0f - opacity) * behind[c] - target[c];
-    const float size = __builtin_fabsf(error);
-    totals.color += size < s.huber ? 0.5f * error * error / s.huber : size - 0.5f * s.huber;
-    totals.square += error * error;
-    d_rgb[c] = s.color_weight * share * (size < s.huber ? error / s.huber : error > 0.0f ? 1.0f : error < 0.0f ? -1.0f : 0.0f);
+    d_rgb[c] *= s.color_weight * share * trust * trust;
     base -= d_rgb[c] * behind[c];
     if (work.d_behind) work.d_behind[3 * ray + c] = (1.0f - opacity) * d_rgb[c];
   }
+  float carve = 0.0f;  // gradient of a level over its alpha, on a ray that should meet nothing
   if (s.mask) {
-    const float low = 1e-4f, high = float(1.0 - 1e-4), m = s.mask[ray], o = opacity < low ? low : opacity > high ? high : opacity;
-    totals.mask -= m * __builtin_logf(o) + (1.0f - m) * __builtin_logf(1.0f - o);
-    if (opacity >= low && opacity <= high) base += s.mask_weight * share * (o - m) / (o * (1.0f - o));
+    const float m = s.mask[ray], o = opacity < LEAST_OPACITY ? LEAST_OPACITY : opacity;
+    totals.mask -= m * __builtin_logf(o);
+    if (opacity >= LEAST_OPACITY) base -= s.mask_weight * share * m / o;
+    if (m < 1.0f) {
+      float depth = 0.0f;
+      for (int i = first; i < end; i++) {
+        const float logit = s.sharpness * t.level[i];
+        depth += logit > 15.0f ? logit : __builtin_log1pf(__builtin_expf(logit));
+      }
+      const bool deep = depth > DEEP;
+      totals.mask += (1.0f - m) * (deep ? DEEP * (1.0f + __builtin_logf(depth / DEEP)) : depth);
+      carve = s.mask_weight * share * (1.0f - m) * s.sharpness * (deep ? DEEP / depth : 1.0f);
+    }
   }
   float after = 0.0f;  // of the samples behind: sum of weight times its gradient
   for (int i = end - 1; i >= first; i--) {
@@ -160,7 +177,7 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
       }
     }
     const float a = t.alpha[i], d_alpha = t.trans[i] * d_weight - after * LET_THROUGH / (1.0f - a * LET_THROUGH);
-    t.d_level[i] = s.sharpness * a * (1.0f - a) * d_alpha;
+    t.d_level[i] = s.sharpness * a * (1.0f - a) * d_alpha + carve * a;
     after += t.weight[i] * d_weight;
   }
 }
