@@ -89,7 +89,8 @@ class Problem:
         rendering = shade(rays, model, look.t.to(kind), nothing, lambda _: behind)
         color, mask, smooth = look.weights
         losses = [color * color_loss(rendering.rgb, look.target.to(kind), look.huber, look.outlier)]
-        losses.append(mask * mask_loss(rendering.opacity, rendering.optical_depth, look.mask.to(kind)) if look.mask is not None else 0 * losses[0])
+        opaque = rendering.opacity, rendering.optical_depth
+        losses.append(mask * mask_loss(*opaque, look.mask.to(kind)) if look.mask is not None else 0 * losses[0])
         pairs = look.pairs.to(kind).reshape(-1, 3)
         losses.append(smooth * smooth_loss(model.sample(pairs).normal, torch.ones(len(pairs) // 2, dtype=torch.bool)))
         parameters = [behind, model.field.table, model.field.w1, model.field.w2, *model.head.weights]
