@@ -55,6 +55,7 @@ class Interrupt:
     """Ctrl-C and SIGTERM. Once training is under way the first asks for an early end; otherwise, and the second time, all stops."""
 
     def __init__(self) -> None:
+        self.began = time.monotonic()  # the command
         self.count = 0
         self.can_finish = False
         self._raised: float | None = None
@@ -251,7 +252,7 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
 
         result = make(
             path, config, run=run, out=o.out, go_on=o.resume, force=o.force, format=o.photographs.format,
-            hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested,
+            hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested, began=interrupt.began,
         )
     if not o.quiet:
         again = ["fastsurf", "reconstruct", str(path), *(["-o", str(o.out)] if o.out else []), "--run", str(run), "--resume"]

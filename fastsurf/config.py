@@ -102,7 +102,7 @@ class LossConfig:
 class TrainConfig:
     """The optimisation."""
 
-    minutes: float | None = None  # of training; if neither this nor steps is set 3, on a GPU 0.5
+    minutes: float | None = None  # from photographs to mesh; if neither this nor steps is set 3, on a GPU 0.5
     steps: int | None = None  # instead of minutes, where set
     rays: int = 0  # a step; 0: 1024, on a GPU 4096
     foreground: float = 0.75  # share of rays through masks, where masks exist

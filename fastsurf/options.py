@@ -52,7 +52,7 @@ class Settings:
     set: Sets = ()
     """any one setting, such as scene.radius=1.2"""
     minutes: Number = None
-    """train for M minutes"""
+    """be done in M minutes, from photographs to mesh"""
     steps: Count = None
     """train for N steps instead"""
     resolution: Count = None

@@ -29,6 +29,7 @@ from .surface import Crossings
 DEFAULT_MINUTES = {"cpu": 3.0, "cuda": 0.5}
 DEFAULT_RAYS = {"cpu": 1024, "cuda": 4096}  # a GPU takes four times as many in less than twice the time
 GRID_LOOKS_EVERYWHERE = 8  # the first grid updates look at every cell
+LEAST_SHARE = 0.2  # of `train.minutes` that is training, however long the rest takes
 PSNR_MEMORY = 0.98  # of the running mean of squared errors, per step
 
 
@@ -43,6 +44,7 @@ class Training:
         self.rays = self.config.train.rays or DEFAULT_RAYS[backend.device.type]
         self.step = 0
         self.seconds = 0.0  # of training
+        self.besides = 0.0  # seconds of `train.minutes` that are kept for reading and meshing
         self.squared_error = 1.0  # running mean, per channel
         self.learn: Callable[[], Tensor] | None = None  # `learn(self)`, or a recording of it
         in_menu = self.config.color.direction != "reflected-learn"
@@ -70,7 +72,8 @@ class Training:
         t = self.config.train
         if t.steps is not None:
             return min(self.step / t.steps, 1.0)
-        return min(self.seconds / (60.0 * (t.minutes or DEFAULT_MINUTES[self.backend.device.type])), 1.0)
+        minutes = t.minutes or DEFAULT_MINUTES[self.backend.device.type]
+        return min(self.seconds / max(60.0 * minutes - self.besides, LEAST_SHARE * 60.0 * minutes), 1.0)
 
 
 def train(run: Training) -> Iterator[TrainState]:

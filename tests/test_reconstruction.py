@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 
 import numpy as np
 import pytest
@@ -10,11 +11,15 @@ import trimesh
 from safetensors.torch import save_file
 from test_checkpoint import SMALL
 
+from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.config import load_config
 from fastsurf.errors import BackendError, CheckpointError, MeshError, UsageError
 from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Saved, TrainState
+from fastsurf.meshio import read_mesh
+from fastsurf.model import Model
 from fastsurf.reconstruction import fit_to, reconstruct
 from fastsurf.runs import eval_run, mesh_run, picture_names, render_run
+from fastsurf.training import Training
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,8 @@ def finished(tiny_folder, tmp_path_factory):
 
 def test_a_run_folder_holds_what_it_should(finished):
     result, _ = finished
-    assert {p.name for p in result.run.iterdir()} == {"config.toml", "log.jsonl", "checkpoint.safetensors", "preview.png", "mesh.ply"}
+    files = {"config.toml", "log.jsonl", "checkpoint.safetensors", "preview.png", "first_mesh.ply", "mesh.ply"}
+    assert {p.name for p in result.run.iterdir()} == files
     lines = [json.loads(line) for line in (result.run / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["event"] == "step"]
     assert steps[-1]["step"] == 24 and set(steps[-1]) >= {"seconds", "loss", "psnr", "half_width", "occupied", "samples_per_second"}
@@ -181,3 +187,22 @@ def test_notes_of_the_scene_reach_the_user(tiny, tmp_path):
     finally:
         tiny.notes.remove("something to know")
     assert Note("something to know") in events
+
+
+def test_a_first_mesh_is_there_half_way(finished):
+    first = read_mesh(finished[0].run / "first_mesh.ply")
+    assert 0 < len(first.faces) < len(finished[0].mesh.faces)
+
+
+def test_minutes_are_for_everything(tiny, tmp_path, monkeypatch):
+    """Reading took long, meshing will: training gets what is left, and a fifth at least."""
+    config = load_config(None, [s for s in SMALL if "steps" not in s] + ["train.minutes=0.05"])
+    run = Training(tiny, Model(fit_to(tiny, config), ReferenceBackend(), "random"), ReferenceBackend())
+    run.seconds = 1.0
+    run.besides = 1.0
+    assert run.progress() == pytest.approx(1 / 2)
+    run.besides = 100.0
+    assert run.progress() == 1.0 and run.progress() > (run.seconds - 0.5) / 0.6
+    told = []
+    result = reconstruct(tiny, config, run=tmp_path / "r", began=time.monotonic() - 2.2, hooks=[told.append])
+    assert result.seconds["train"] < 2.5 and any(isinstance(e, TrainState) and e.progress == 1.0 for e in told)
