@@ -16,7 +16,7 @@ from .rays import Rays
 from .sampling import strata
 
 SAMPLES = 12
-LEVELS, LOG2_ENTRIES, BASE, FINEST, WIDTH = 8, 15, 16, 500, 32
+LEVELS, LOG2_ENTRIES, BASE, FINEST, WIDTH = 8, 15, 4, 64, 32
 
 
 class Background(nn.Module):

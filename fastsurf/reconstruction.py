@@ -196,10 +196,13 @@ def _first_mesh(run: Training, folder: Path, events: Hook) -> float:
     """A mesh at half the resolution, for the impatient; returns the seconds that one at the full resolution will take."""
     config, start = run.config, time.monotonic()
     half = replace(config, mesh=replace(config.mesh, resolution=max(config.mesh.resolution // 2, 8)))
+    grid = {name: t.clone() for name, t in run.model.grid.state_dict().items()}
     try:
         mesh = make_mesh(run.model, run.scene.center, run.scene.radius, half, lambda _: None)
     except MeshError:
         return MESHING_TAKES
+    finally:
+        run.model.grid.load_state_dict(grid)  # training goes on as if nobody had looked
     meshio.write_mesh(folder / FIRST_MESH, mesh, comments=(f"made by fastsurf {__version__}, half-way",))
     events(Saved("first mesh", folder / FIRST_MESH))
     return MESH_GROWS * (time.monotonic() - start)
