@@ -29,7 +29,7 @@ def test_a_ray_far_off_pulls_less_the_farther():
 
 
 def test_outliers_have_a_scale_of_their_own_where_there_are_masks():
-    assert outlier_scale(LossConfig(), True) == 0.25 and outlier_scale(LossConfig(), False) == math.inf
+    assert outlier_scale(LossConfig(), True) == 0.2 and outlier_scale(LossConfig(), False) == math.inf
     assert outlier_scale(LossConfig(outlier=0.0), True) == math.inf and outlier_scale(LossConfig(outlier=0.5), False) == 0.5
 
 
