@@ -48,8 +48,8 @@ class FieldConfig:
     first_levels: int = 6  # coarse-to-fine: levels in use at the start
     grow_until: float = 0.4  # progress at which every level is in use
     prior_radius: float = 0.5  # sphere that the untrained field shows
-    sharpness: float = 40.0  # logit = sharpness * (g + prior); the least value
-    sharpness_times_half_width: float = 8.0  # sharpness follows the interval: max(sharpness, this / half width)
+    sharpness: float = 10.0  # logit = sharpness * (g + prior); the least value
+    sharpness_times_half_width: float = 5.0  # sharpness follows the interval: max(sharpness, this / half width)
     sharpness_max: float = 400.0
 
 

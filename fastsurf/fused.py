@@ -14,7 +14,8 @@ from .rays import Batch, Rays
 from .render import LEAST_WEIGHT, Samples
 from .sampling import random_jitter
 
-CLOSE = 1 / 64  # of the interval's half-width: how near to 0 the level at a crossing is brought, an eighth of a default stratum
+CLOSE = 1 / 32  # of the interval's half-width: how near to 0 the level at a crossing is brought, a quarter of a default stratum
+STRIDE, LONGEST = 1 / 8, 3.0  # of marching: this share of the half-width, but no more than so many steps of the grid at once
 ON_SURFACE = 1e-6  # a level that small is rounding
 
 
@@ -22,7 +23,7 @@ class FusedStep:
     """The step of one model; gradients are written to the same memory every time."""
 
     def __init__(self, model: Model, backend: FusedBackend):
-        self.model, self.backend, self.close = model, backend, CLOSE
+        self.model, self.backend, self.close, self.longest = model, backend, CLOSE, LONGEST
         field, head = model.field, model.head
         table, w1, w2 = (torch.empty_like(p, requires_grad=False) for p in (field.table, field.w1, field.w2))
         self.gradients = Gradients(table, w1, w2, [torch.empty_like(w, requires_grad=False) for w in head.weights])
@@ -58,7 +59,8 @@ class FusedStep:
         offset = random_jitter(n, 1, generator)[:, 0]
         jitter = random_jitter(n, samples.front + samples.interval, generator)
         grid, close = model.grid, max(self.close * model.width, ON_SURFACE)
-        aim = Aim(rays, offset, jitter, samples.front, model.width, grid.occupied, grid.step, grid.config.secant_steps, close)
+        step = grid.step * min(max(STRIDE * model.width / grid.step, 1.0), self.longest)
+        aim = Aim(rays, offset, jitter, samples.front, model.width, grid.occupied, step, grid.config.secant_steps, close)
         return self.backend.place(aim, model.in_use())
 
     def _leave(self) -> None:

@@ -233,7 +233,7 @@ def test_a_step_learns_what_autograd_learns(tiny, fast, background, sets):
     run.model.field.w2.data[0] *= 10
     run.model.set_progress(0.2)
     run.model.update_grid(run.generator, everywhere=True)
-    run.fused.close = 0.0  # crossings as exact as autograd's
+    run.fused.close, run.fused.longest = 0.0, 1.0  # crossings as exact as autograd's
     state, seen = run.generator.get_state(), []
     for fused in (run.fused, None):
         run.fused = fused

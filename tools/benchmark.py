@@ -117,9 +117,17 @@ def mlp_tiles(backend: NativeBackend) -> Callable[[], object]:
 
 
 def march(repeats: int) -> dict[str, float]:
-    """What the parts of a default step take, by default 1024 rays and a grid update every sixteenth step."""
+    """What the parts of a default step take, early and at the end of a run of 1500 steps: 1024 rays, a grid update every sixteenth step."""
+    stages = {"early": parts_of_step(repeats, []), "late": parts_of_step(repeats, ["train.steps=1500"])}
+    figures = {f"{name}, {stage}": value for stage, found in stages.items() for name, value in found.items()}
+    ms = {name: sum(found[f"ms: {name}"] for found in stages.values()) for name in ("search", "update", "step")}
+    return {**figures, "march_share": (ms["search"] + ms["update"]) / ms["step"]}
+
+
+def parts_of_step(repeats: int, sets: list[str]) -> dict[str, float]:
+    """Milliseconds and shares of a step."""
     backend = NativeBackend(2)
-    run = trained(backend)
+    run = trained(backend, sets)
     model, generator, config = run.model, run.generator, run.config
     samples = Samples(config.sampling.front, config.sampling.interval, generator)
     assert run.fused is not None
@@ -146,7 +154,7 @@ def march(repeats: int) -> dict[str, float]:
     del ms["learn"]
     shares = {f"share: {name}": t / whole for name, t in ms.items()}
     times = {f"ms: {name}": t for name, t in ms.items()}
-    return {**times, "ms: step": whole, **shares, "march_share": (ms["search"] + ms["update"]) / whole}
+    return {**times, "ms: step": whole, **shares}
 
 
 def mesh(repeats: int) -> dict[str, float]:
