@@ -14,8 +14,8 @@ from .rays import Batch, Rays
 from .render import LEAST_WEIGHT, Samples
 from .sampling import random_jitter
 
-CLOSE = 1 / 32  # of the interval's half-width: how near to 0 the level at a crossing is brought, a quarter of a default stratum
-STRIDE, LONGEST = 1 / 8, 3.0  # of marching: this share of the half-width, but no more than so many steps of the grid at once
+CLOSE = 1 / 64  # of the interval's half-width: how near to 0 the level at a crossing is brought, an eighth of a default stratum
+STRIDE, LONGEST = 1 / 8, 2.0  # of marching: this share of the half-width, but no more than so many steps of the grid at once
 ON_SURFACE = 1e-6  # a level that small is rounding
 
 
