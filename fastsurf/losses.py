@@ -9,8 +9,6 @@ from .config import LossConfig
 
 LEAST_OPACITY = 1e-4  # of the logarithm where something should be
 DEEP = 4.0  # optical depth from which the mask loss grows but slowly
-
-
 WITH_MASKS = 0.2  # scale of outliers; without masks the surroundings are far off for long, and must pull
 
 
