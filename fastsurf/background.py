@@ -17,28 +17,36 @@ from .sampling import strata
 
 SAMPLES = 12
 LEVELS, LOG2_ENTRIES, BASE, FINEST, WIDTH = 8, 15, 4, 64, 32
+EMBEDDING = 16  # inputs for a photograph's, padded with zeros
 
 
 class Background(nn.Module):
     """A small radiance field of the surroundings."""
 
-    def __init__(self, generator: torch.Generator):
+    def __init__(self, generator: torch.Generator, embedded: bool = False):
+        """Args:
+        embedded: colours are a photograph's own.
+        """
         super().__init__()
+        inputs = FEATURES * LEVELS + 16 + (EMBEDDING if embedded else 0)
         self.levels = level_table(LEVELS, LOG2_ENTRIES, BASE, growth(LEVELS, BASE, FINEST))
         self.table = nn.Parameter((torch.rand(entries(self.levels), FEATURES, generator=generator) * 2 - 1) * 1e-4)
         self.weights = nn.ParameterList(
-            xavier(b, a, generator) for a, b in ((FEATURES * LEVELS + 16, WIDTH), (WIDTH, WIDTH), (WIDTH, 16))
+            xavier(b, a, generator) for a, b in ((inputs, WIDTH), (WIDTH, WIDTH), (WIDTH, 16))
         )
 
-    def forward(self, rays: Rays, backend: Backend, generator: torch.Generator | None) -> Tensor:
-        """Colours (n, 3) of what rays see beyond the box."""
+    def forward(self, rays: Rays, backend: Backend, generator: torch.Generator | None, appearance: Tensor | None = None) -> Tensor:
+        """Colours (n, 3) of what rays see beyond the box, in photographs of these embeddings (n, a)."""
         n = len(rays)
         u = strata(n, SAMPLES, generator, rays.t_far.device).flip(1)  # towards 0 is towards infinity
         t = rays.t_far[:, None] + 1.0 / u.clamp(min=1e-3) - 1.0
         x = contract(rays.at(t)).view(-1, 3)
         encoded = backend.encode(x * 0.25 + 0.5, self.table, self.levels)
-        directions = spherical_harmonics(rays.directions).repeat_interleave(SAMPLES, 0)
-        out = backend.mlp(torch.cat([encoded, directions], 1), list(self.weights)).view(n, SAMPLES, -1)
+        of_ray = [spherical_harmonics(rays.directions)]
+        if appearance is not None:
+            of_ray += [appearance, appearance.new_zeros(n, EMBEDDING - appearance.shape[1])]
+        inputs = torch.cat([encoded, torch.cat(of_ray, 1).repeat_interleave(SAMPLES, 0)], 1)
+        out = backend.mlp(inputs, list(self.weights)).view(n, SAMPLES, -1)
         alphas = torch.sigmoid(out[..., 3])
         alphas = torch.cat([alphas[:, :-1], torch.ones_like(alphas[:, :1])], 1)
         return blend(backend.weights_of(alphas), torch.sigmoid(out[..., :3]))

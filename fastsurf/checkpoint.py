@@ -1,5 +1,6 @@
 """A run on disk: everything that training needs to go on, in one safetensors file (never pickle), replaced whole or not at all."""
 
+import difflib
 import json
 import os
 from dataclasses import dataclass
@@ -37,6 +38,19 @@ class Header:
     progress: float
     seconds: float
     squared_error: float
+    photographs: tuple[str, ...]  # names of all, in the scene's order; none where nothing depends on them
+
+    def photograph(self, name: str) -> int:
+        """The index of a photograph.
+
+        Raises:
+            UsageError: it is none of this run's.
+        """
+        whole = [i for i, known in enumerate(self.photographs) if name in (known, Path(known).name, Path(known).stem)]
+        if len(whole) != 1:
+            near = difflib.get_close_matches(name, self.photographs, n=1, cutoff=0.0)
+            raise UsageError(f"{'several photographs are' if whole else 'no photograph is'} named {name!r}" + (f": did you mean {near[0]}?" if near else ""))
+        return whole[0]
 
 
 def save_checkpoint(path: Path, run: Training) -> None:
@@ -56,6 +70,7 @@ def save_checkpoint(path: Path, run: Training) -> None:
         "progress": run.progress(),
         "seconds": run.seconds,
         "squared_error": run.squared_error,
+        "photographs": [] if run.model.appearance is None else [view.name for view in scene.capture.views],
     }
     tensors = {f"model.{name}": t.contiguous() for name, t in run.model.state_dict().items()}
     tensors |= run.optimizer.tensors() | {"generator": run.generator.get_state()}
@@ -80,6 +95,7 @@ def read_header(path: Path) -> Header:
         return Header(
             from_dict(tree["config"], str(path)), tree["scene"], tree["scene_format"], (x, y, z), tree["radius"],
             tree["background"], tree.get("device", "cpu"), tree["step"], tree["progress"], tree["seconds"], tree["squared_error"],
+            tuple(tree.get("photographs", ())),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path}: damaged ({type(e).__name__}: {e})") from None
@@ -145,6 +161,12 @@ def _check_same(header: Header, run: Training) -> None:
         raise UsageError(
             f"the run was made in another scene box (centre {np.round(header.center, 4).tolist()}, radius {header.radius:.4g}; now "
             f"{np.round(scene.center, 4).tolist()}, {scene.radius:.4g}): resume it with its own photographs and masks, or start a new run"
+        )
+    names = tuple(view.name for view in scene.capture.views)
+    if header.photographs and header.photographs != names:
+        raise UsageError(
+            f"the run learned how each of its {len(header.photographs)} photographs was taken, and the scene now holds {len(names)}, or "
+            "others: resume it with its own photographs, or start a new run"
         )
     for name, then, now in (
         ("the method", header.config.method, run.config.method),

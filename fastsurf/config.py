@@ -61,6 +61,7 @@ class ColorConfig:
     hidden: int = 2
     inputs: str = "x,n,h,d"  # which of position, normal, feature, direction it sees
     direction: str = "view"  # what d is: view | reflected at the normal | reflected-learn, where colours blame the normal through it too
+    appearance: int = 0  # numbers learned for each photograph that say how it was taken; colours see them, geometry doesn't
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "field.levels": (1, 32), "field.log2_entries": (4, 24), "field.base_resolution": (2, ANY), "field.finest_resolution": (0, 1 << 16),
     "field.width": (1, 256), "field.first_levels": (1, ANY), "field.sharpness": (1e-3, ANY),
     "field.sharpness_times_half_width": (0, ANY), "field.sharpness_max": (1e-3, ANY),
-    "color.width": (1, 256), "color.hidden": (0, 16),
+    "color.width": (1, 256), "color.hidden": (0, 16), "color.appearance": (0, 11),
     "grid.resolution": (8, 512), "grid.update_every": (1, ANY), "grid.decay": (0, 1), "grid.error_budget": (1e-6, 0.5),
     "grid.steps": (8, 1 << 14), "grid.secant_steps": (0, ANY),
     "sampling.interval": (1, ANY), "sampling.front": (0, ANY), "sampling.delta_max": (1e-4, ANY), "sampling.delta_min": (1e-4, ANY),
@@ -164,7 +165,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
 }  # fmt: skip
 CHOICES = {
-    "method": ("unisurf",),
+    "method": ("unisurf", "wild"),
     "backend": ("auto", "triton", "cuda", "native", "reference"),
     "precision": ("exact", "fast"),
     "color.direction": ("view", "reflected", "reflected-learn"),

@@ -42,14 +42,17 @@ class FusedStep:
         with_mask, with_pairs = weights.mask > 0 and batch.mask is not None, weights.smooth > 0
         on = placed.on if with_pairs else placed.on[:0]
         near = on + (torch.rand(len(on), 3, generator=generator) * 2.0 - 1.0) * weights.smooth_distance
+        appearance = self.model.appearance_of(rays.image_index)
         look = Look(
             rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
             (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber, outlier_scale(weights, batch.mask is not None),
+            None if appearance is None else appearance.detach(),
         )  # fmt: skip
-        losses, d_behind = self.backend.train_step(look, self.model.in_use(), self.gradients)
+        losses, d_behind, d_appearance = self.backend.train_step(look, self.model.in_use(), self.gradients)
         self._leave()
-        if behind.requires_grad:
-            behind.backward(d_behind)  # type: ignore[no-untyped-call]
+        outer = [(a, d) for a, d in ((behind, d_behind), (appearance, d_appearance)) if a is not None and a.requires_grad]
+        if outer:
+            torch.autograd.backward(*zip(*outer, strict=True))  # type: ignore[no-untyped-call]
         used = torch.tensor([True, with_mask, with_pairs, True])
         return torch.cat([losses[used], placed.hit.float().mean()[None]])
 

@@ -40,6 +40,8 @@ class Training:
         self.optimizer = Optimizer(model, self.config.train, backend)
         self.generator = torch.Generator(backend.device).manual_seed(self.config.train.seed)
         self.rays = self.config.train.rays or DEFAULT_RAYS[backend.device.type]
+        if model.appearance is not None:
+            model.appearance.learned[[i for i in scene.train if i not in scene.blind]] = True
         self.step = 0
         self.seconds = 0.0  # of training
         self.besides = 0.0  # seconds of `train.minutes` that are kept for reading and meshing
@@ -159,7 +161,7 @@ def loss_names(run: Training) -> list[str]:
 def background_color(model: Model, rays: Rays, generator: torch.Generator | None) -> Tensor:
     """What lies behind the box: learned, one plain colour, or (to teach opacity) a random colour for each ray; (n, 3)."""
     if model.background is not None:
-        rgb: Tensor = model.background(rays, model.backend, generator)
+        rgb: Tensor = model.background(rays, model.backend, generator, model.appearance_of(rays.image_index))
         return rgb
     if model.background_kind == "random" and generator is not None:
         return torch.rand(len(rays), 3, generator=generator, device=rays.origins.device)

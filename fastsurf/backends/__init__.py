@@ -115,6 +115,7 @@ class Look:
     least_weight: float  # samples that weigh less have no colour
     huber: float = 0.0  # threshold of the colour loss
     outlier: float = math.inf  # and its scale of outliers
+    appearance: Tensor | None = None  # (n_rays, a) embeddings of the rays' photographs, which the head sees
 
 
 @dataclass(frozen=True)
@@ -214,11 +215,12 @@ class FusedBackend(Backend, Protocol):
         """`OccupancyGrid.update` for sharpness times the level of `first_crossing`."""
         ...
 
-    def train_step(self, look: Look, parameters: Parameters, gradients: Gradients) -> tuple[Tensor, Tensor]:
+    def train_step(self, look: Look, parameters: Parameters, gradients: Gradients) -> tuple[Tensor, Tensor, Tensor | None]:
         """Render, compare, and overwrite `gradients` with those of the sum of the losses (losses.py).
 
         Returns:
-            the losses color, mask and smooth, weighed, and the mean squared error: (4,); and the gradient of `look.behind`.
+            the losses color, mask and smooth, weighed, and the mean squared error: (4,); and the gradients of `look.behind` and, where
+            there are, of the embeddings.
         """
         ...
 

@@ -44,4 +44,5 @@ UNISURF = Method(  # Oechsle, Peng and Geiger 2021
     losses={"color": photometric, "mask": mask_term, "smooth": smoothness},
     fused=True,
 )
-METHODS = {"unisurf": UNISURF}
+WILD = UNISURF  # with what configs/wild.toml has different: colours see an embedding of the photograph
+METHODS = {"unisurf": UNISURF, "wild": WILD}

@@ -86,7 +86,7 @@ struct Saved {      // what a forward pass of the field leaves for the backward 
 // A step of training: rays with samples on them, what they should show, and pairs of points whose normals should agree.
 //   p scene position, g = d level / dp, normal n = -g / |g|, level = out[0] + prior_radius - |p|, alpha = sigmoid(sharpness level) in cells in use.
 //   T_j = prod_{i<j} (1 - k alpha_i), k just below 1; weight = alpha T; rgb = sum weight c + (1 - sum weight) behind; c = sigmoid(head)
-//   Head's inputs: 16 spherical harmonics of the direction, the features out[1..], n, p, zeros.
+//   Head's inputs: 16 spherical harmonics of the direction, the features out[1..], n, p, the ray's embedding, zeros.
 // A ray's samples in use lie "packed", one after the other; rays share tiles of about 2 TILE of them, pairs of points tiles of TILE.
 struct Step {
   const float *rays_o, *rays_d, *t_near, *t_far;  // (n, 3), (n,)
@@ -103,11 +103,14 @@ struct Step {
   int32_t reflected;                             // harmonics of d - 2 (n . d) n instead of d; n isn't blamed for that
   float huber;                                   // colours off by less are blamed in proportion; 0: all alike
   float outlier;                                 // rays off by this are blamed a quarter as much as others
+  const float* appearance;                       // (n, dimensions), embeddings
+  int32_t dimensions;
 };
 
-struct StepResult {  // all overwritten; the last one may be null
+struct StepResult {  // all overwritten; the last two may be null
   float* losses;     // color, mask, smooth, mean squared error
   float *d_table, *d_w1, *d_w2, *d_head, *d_behind;
+  float* d_appearance;  // (n, dimensions)
 };
 
 struct Kernels {
