@@ -31,6 +31,7 @@ class SceneConfig:
     center: tuple[float, float, float] | None = None  # of the scene box, in the input's own frame; None: found
     radius: float | None = None  # half the edge of the scene box, in the input's own units; None: found
     masks: str = "auto"  # auto: those found | ignore | a folder of masks
+    ignore: str = "auto"  # pixels not to learn from, bright in pictures: auto (ignore/NAME.png, dynamic_mask_NAME.png) | none | a folder
     background: str = "auto"  # auto: random behind masks, else model | random | white | black | model
     holdout: int = 0  # every n-th view is kept out of training and scored; 0: only what the scene itself holds out
     max_side: int = 1600  # photographs larger than this are reduced on loading, pixels

@@ -18,6 +18,7 @@ from .bounds import Box, find_box
 from .cameras import Capture, View, rescale
 from .config import SceneConfig
 from .errors import SceneError
+from .formats.checks import find_ignored
 from .images import ImageStore, read_images
 from .pixels import PixelDirections, Pool, pixel_directions, pool_of, runs_of
 from .rays import Batch, Rays, intersect_box
@@ -103,6 +104,7 @@ class Scene:
         center, radius: the scene box in the world; `box_source` says where it comes from.
         images: straight colours of each view, (h, w, 3) uint8.
         masks: (h, w) uint8 of each view, 255 is object; None without masks.
+        ignored: (h, w) bool of each view, pixels that are neither learned from nor scored; None where all count.
         train, test: indices of the views to learn from, and of those held out.
         blind: those of the training views that don't see the scene box.
         notes: one-line remarks for the user.
@@ -115,6 +117,7 @@ class Scene:
         self.box_source = box.source
         self.images = store.images
         self.masks = store.masks
+        self.ignored = store.ignored
         self.train = list(train)
         self.test = list(test)
         self.notes = list(notes)
@@ -186,6 +189,8 @@ class Scene:
             meets = self._meets_box(view)
             if not meets.any():
                 self.blind.append(view)
+            if self.ignored is not None:
+                meets &= ~self.ignored[view].numpy().reshape(-1)
             is_object = np.zeros_like(meets) if self.masks is None else self.masks[view].numpy().reshape(-1) > 127
             inside.append(runs_of(meets & is_object, offset))
             rest.append(runs_of(meets & ~is_object, offset))
@@ -193,6 +198,8 @@ class Scene:
         if len(self.blind) == len(self.train):
             raise SceneError(f"no camera looks at the {box}: check the poses' convention, or set scene.center and scene.radius")
         pools = pool_of(inside), pool_of(rest)
+        if not len(pools[0]) + len(pools[1]):
+            raise SceneError(f"nothing is left to learn from: all pixels that see the {box} are to be ignored; or set scene.ignore=none")
         if self.masks is not None and not len(pools[0]):
             raise SceneError(f"no mask shows anything inside the {box}: set scene.center and scene.radius, or use --masks ignore")
         return pools
@@ -210,6 +217,7 @@ def load_scene(source: str | Path | Capture, config: SceneConfig | None = None, 
     """
     config = config or SceneConfig()
     capture = source if isinstance(source, Capture) else formats.load(Path(source), format, config.masks)
+    capture = replace(capture, views=tuple(find_ignored(capture.path, capture.views, config.ignore)))
     capture, notes = _reduced(capture, config.max_side)
     views = capture.views
     train, test = split(views, config.holdout)
@@ -218,6 +226,9 @@ def load_scene(source: str | Path | Capture, config: SceneConfig | None = None, 
     masks = None if store.masks is None else [store.masks[i].numpy() for i in train]
     if masks is not None:
         check_masks(masks, [views[i].name for i in train])
+    if store.left_out is not None:
+        share = float(store.left_out.float().mean())
+        notes.append(f"{sum(view.ignore is not None for view in views)} of {len(views)} photographs say what to ignore: {share:.0%} of all pixels")
     return Scene(capture, store, choose_box(capture, train, masks, config), train, test, [*capture.notes, *notes])
 
 
