@@ -298,10 +298,13 @@ def evaluate(o: "Eval") -> int:
     run = _wanted(o.run, "eval wants a RUN: the folder that a reconstruction left")
     if o.json not in (None, "-"):
         _check_file(Path(str(o.json)), o.force)
+    from .metrics import read_thresholds
+
+    thresholds = read_thresholds(o.thresholds) if o.thresholds is not None else ()
     with _display(o.json, o.quiet, run.name, ("eval",)) as display, _phase("eval", display):
         from .runs import eval_run
 
-        scores = eval_run(run, o.gt, o.mesh, backend=o.backend or "auto", hooks=[display])
+        scores = eval_run(run, o.gt, o.mesh, backend=o.backend or "auto", hooks=[display], thresholds=thresholds)
     if o.json:
         from .ui.jsonlines import finite
 
@@ -436,11 +439,14 @@ def _closing(path: Path, mesh: "Mesh", seconds: Mapping[str, float], then: str, 
 
 
 def _table(scores: Mapping[str, Any]) -> list[str]:
-    """One line a score; nested ones (each view's, the mesh's) are indented under their name."""
+    """One line a score; nested ones (each view's, the mesh's) are indented under their name, lists have a line an entry."""
     lines = []
     for name, value in scores.items():
         if isinstance(value, Mapping):
             lines += [name, *(f"  {line}" for line in _table(value))] if value else []
+        elif isinstance(value, list):
+            lines.append(f"{name:<19}" + "".join(f"{key:>11}" for key in value[0]))
+            lines += [" " * 19 + "".join(f"{number:11.4g}" for number in entry.values()) for entry in value]
         elif value is not None:
             lines.append(f"{name:<20} {value:.4g}" if isinstance(value, float) else f"{name:<20} {value}")
     return lines

@@ -28,6 +28,7 @@ Flag = Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")]
 BACKENDS, PRECISIONS = CHOICES["backend"], CHOICES["precision"]
 BackendName = Annotated[str | None, arg(metavar="|".join(BACKENDS), help_behavior_hint="")]
 PrecisionName = Annotated[str | None, arg(metavar="|".join(PRECISIONS), help_behavior_hint="")]
+Thresholds = Annotated[str | None, arg(metavar="0.5%,1%,...", help_behavior_hint="")]
 Sets = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="SECTION.KEY=VALUE", help_behavior_hint="(repeatable)")]
 
 
@@ -160,6 +161,8 @@ class Eval:
     """true surface: a mesh, or points.npz"""
     mesh: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """the mesh to score; RUN/mesh.ply if not given"""
+    thresholds: Thresholds = None
+    """also precision, recall and F1 at these: percent of the diagonal, or plain numbers in the input's units"""
     backend: BackendName = None
     """what computes"""
     json: JsonFile = None

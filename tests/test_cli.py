@@ -277,7 +277,7 @@ def test_the_main_job_from_the_command_line(finished):
     assert steps[-1]["step"] == 24
 
 
-def test_mesh_render_and_eval_of_a_run(finished, capsys, tmp_path):
+def test_mesh_render_and_eval_of_a_run(finished, tiny_folder, capsys, tmp_path):
     run_folder = finished[0] / "m.run"
     code, out, err = run(capsys, "mesh", run_folder, "-o", tmp_path / "b.glb", "--resolution", "32")
     assert code == 0 and err == "" and (tmp_path / "b.glb").stat().st_size > 1000 and "faces" in out
@@ -287,6 +287,14 @@ def test_mesh_render_and_eval_of_a_run(finished, capsys, tmp_path):
     code, out, err = run(capsys, "eval", run_folder, "--json", tmp_path / "scores.json")
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert code == 0 and err == "" and 0 < scores["ssim"] <= 1 and f"psnr                 {scores['psnr']:.4g}" in out
+    truth = ("--gt", tiny_folder / "gt" / "mesh.ply", "--thresholds", "1%,0.5")
+    code, out, err = run(capsys, "eval", run_folder, "--json", tmp_path / "swept.json", *truth)
+    first, second = json.loads((tmp_path / "swept.json").read_text())["mesh"]["sweep"]
+    assert code == 0 and first["percent"] == pytest.approx(1) and second["threshold"] == 0.5 and second["recall"] > first["recall"]
+    numbers = [f"{second[key]:.4g}" for key in ("threshold", "percent", "precision", "recall", "f1")]
+    assert numbers in [line.split() for line in out.splitlines()] and max(map(len, out.splitlines())) <= 80
+    fails(capsys, 2, "want a true surface", "eval", run_folder, "--thresholds", "1%", "--quiet")
+    fails(capsys, 2, "want lengths", "eval", run_folder, "--thresholds", "wide", *truth[:2])
     code, out, err = run(capsys, "eval", run_folder, "--json", "-")
     assert code == 0 and json.loads(out)["psnr"] == scores["psnr"] and "psnr" in err
 
