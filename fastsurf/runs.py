@@ -23,6 +23,7 @@ from .pictures import normal_picture, orbit, png, render_rays, to_bytes
 from .rays import Rays
 from .reconstruction import CHECKPOINT, MESH, announce, compute, make_mesh
 from .scene import Scene, load_scene
+from .ui.jsonlines import finite
 
 ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizontal field of view in radians
 FRAME_MS = 66
@@ -200,8 +201,14 @@ def _score_views(scene: Scene, model: Model, events: Hook) -> dict[str, dict[str
 
 
 def write_json(path: str | Path, tree: object) -> None:
-    """A JSON file, whole or not at all."""
-    write_whole(Path(path), (json.dumps(tree, indent=1) + "\n").encode())
+    """A JSON file, whole or not at all; numbers that are not finite become null."""
+    write_whole(Path(path), (json.dumps(finite(tree), indent=1) + "\n").encode())
+
+
+def read_json(path: str | Path) -> dict[str, Any] | None:
+    """None where there is no such file. Files are written whole, so what is there can be read."""
+    tree: dict[str, Any] | None = json.loads(Path(path).read_text()) if Path(path).is_file() else None
+    return tree
 
 
 def _orbit_rays(header: Header) -> list[tuple[str, Rays, tuple[int, int]]]:
