@@ -5,7 +5,6 @@ compare.png, written anew after each; METHOD/ keeps a method's run, its log, its
 is not made again; what failed is.
 """
 
-import json
 import os
 import platform
 import shutil
@@ -30,7 +29,7 @@ from .scene import Scene, load_scene
 from .scoring import Scale, Tree, draw_view, error_bar, error_scale, load_picture, score_run, score_surface, truth_of
 from .shade import Picture, draw
 from .tables import COLUMNS, escaped, in_brief, markdown_table, text, text_table
-from .ui.jsonlines import read_event
+from .ui.jsonlines import finite, read_event
 
 REPORT = "compare"  # .md, .json, .png
 SHOWN = ("chamfer_pct", "f_score_05", "f_score", "normal_error_deg", "psnr", "ssim", "wall_seconds", "steps", "faces", "watertight")
@@ -177,7 +176,9 @@ def _make(name: str, config: Config, ground: Ground, events: Hook) -> Tree:
 
 
 def _identity(scene: Path, config: Config) -> Tree:
-    return {"scene": str(scene.resolve()), "config": to_dict(config)}
+    """Of a run; as JSON gives it back."""
+    tree: Tree = finite({"scene": str(scene.resolve()), "config": to_dict(config)})
+    return tree
 
 
 def _check_free(folder: Path, identity: Tree, force: bool) -> None:
@@ -191,8 +192,7 @@ def _check_free(folder: Path, identity: Tree, force: bool) -> None:
     made = read_json(folder / "made.json")
     if made is None or made["identity"] == identity or force:
         return
-    then, now = made["identity"], json.loads(json.dumps(identity))
-    changed = "; ".join(f"{key} {old}, now {new}" for key, old, new in _changes(then, now)[:3])
+    changed = "; ".join(f"{key.removeprefix('config.')} {old}, now {new}" for key, old, new in _changes(made["identity"], identity)[:3])
     raise UsageError(f"{folder} holds a run with other settings ({changed}): --force replaces it, -o DIR takes another folder")
 
 
@@ -217,7 +217,7 @@ def _relay(name: str, events: Hook) -> Callable[[str], None]:
             case Note(words):
                 events(Note(f"{name}: {words}"))
             case PhaseStarted(phase):
-                events(MeshProgress(0.0, f"{name}: {phase}"))
+                events(MeshProgress(0.0, phase))
             case _:
                 pass
 

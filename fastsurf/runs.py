@@ -179,7 +179,7 @@ def eval_run(
         "seconds": header.seconds,
     }
     if known is not None and made is not None:
-        measured = measure(made, known, [scene.capture.views[i] for i in scene.train], thresholds=thresholds)
+        measured = measure(made, known, [scene.capture.views[i] for i in scene.train])
         scores["mesh"] = {**scores_of(measured), **({"sweep": sweep(measured, thresholds)} if thresholds else {})}
     return scores
 

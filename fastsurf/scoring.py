@@ -65,7 +65,7 @@ def score_surface(
     parts = int(components(mesh.vertices, mesh.faces).max()) + 1
     scores: Tree = {"components": parts, "watertight": is_watertight(mesh.faces), "faces": len(mesh.faces), "footprint": footprint}
     if truth is not None:
-        measured = measure(mesh, truth, [scene.capture.views[i] for i in scene.train], samples, thresholds=thresholds)
+        measured = measure(mesh, truth, [scene.capture.views[i] for i in scene.train], samples)
         scores |= scores_of(measured)
         scores |= {"chamfer_px": scores["chamfer"] / footprint, "offset_px": scores["offset"] / footprint}
         scores |= {"sweep": sweep(measured, thresholds)} if thresholds else {}

@@ -22,7 +22,7 @@ from fastsurf.hooks import PhaseDone, PhaseStarted, Saved
 from fastsurf.options import Photographs, Reconstruct, Settings, configure, flags
 
 PACKAGE = str(Path(fastsurf.__file__).parents[1])
-VERBS = ("info", "reconstruct", "mesh", "render", "eval", "demo")
+VERBS = ("info", "reconstruct", "mesh", "render", "eval", "compare", "demo")
 TINY = [word for setting in SMALL for word in ("--set", setting)] + ["--threads", "1"]
 
 
@@ -113,6 +113,12 @@ def test_no_words_at_all_is_a_question(capsys):
     (["mesh", "x", "-o", "x.foo"], "want a file ending in .ply"),
     (["render"], "wants a RUN"),
     (["eval"], "wants a RUN"),
+    (["compare"], "wants a SCENE"),
+    (["compare", "x", "--methods", "unisrf"], "unknown method 'unisrf'; did you mean unisurf?"),
+    (["compare", "x", "--methods", "colmap,colmap"], "names colmap twice"),
+    (["compare", "x", "--methods", ""], "unknown method ''; known: unisurf"),
+    (["compare", "x", "--mesh", "none.ply"], "--mesh none.ply: no such file"),
+    (["compare", "x", "--thresholds", "far"], "want lengths"),
 ])  # fmt: skip
 def test_wrong_usage_is_one_line_and_exit_code_2(words, pattern, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

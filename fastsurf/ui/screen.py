@@ -29,6 +29,7 @@ from .plain import duration, quantity
 FRAMES_PER_SECOND = 2.0
 METRICS = 38  # columns that numbers and curves get at least
 CURVE_COLUMNS = 40  # and the most that a curve gets
+DOING = 24  # characters beside the bar
 
 Line = list[Segment]
 
@@ -56,6 +57,7 @@ class Board:
     curves: dict[str, Curve] = field(default_factory=lambda: {name: Curve() for name in ("loss", "psnr", "interval", "occupied", "speed")})
     preview: Preview | None = None
     done: float | None = None  # of the present phase
+    doing: str = ""  # a word on it
     stepping: bool = False  # whether that is training
     notes: list[str] = field(default_factory=list)
     saved: float | None = None  # time of the last checkpoint
@@ -68,7 +70,7 @@ class Board:
                 self.phases[name] = Phase(self.clock(), None, detail)
                 for other in waiting:
                     self.phases[other] = self.phases.pop(other)
-                self.done, self.stepping = None, False
+                self.done, self.doing, self.stepping = None, "", False
             case PhaseDone(name, seconds, detail):
                 self.phases[name] = Phase(0.0, seconds, detail)
                 self.done = None
@@ -81,8 +83,8 @@ class Board:
                     curve.add(number)
             case Preview():
                 self.preview = event
-            case MeshProgress(done, _):
-                self.done, self.stepping = done, False
+            case MeshProgress(done, detail):
+                self.done, self.doing, self.stepping = done, detail, False
             case Note(text):
                 self.notes.append(text)
             case Saved("checkpoint", _):
@@ -226,6 +228,8 @@ def _bar_line(board: Board, inner: int, stopping: bool) -> Line:
     words = f"  {board.done:4.0%}"
     if board.stepping and board.state is not None:
         words += f"  step {board.state.step:,}  {duration(board.state.seconds_left)} left"
+    elif board.doing:
+        words += f"  {_cut(board.doing, DOING)}"
     if stopping:
         words += "  finishing early" if board.stepping else "  writing the mesh"
     columns = max(8, inner - len(words))
