@@ -28,8 +28,8 @@ Text = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Number = Annotated[float | None, arg(metavar="M", help_behavior_hint="")]
 Flag = Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")]
-BACKENDS, PRECISIONS = CHOICES["backend"], CHOICES["precision"]
-METHODS = CHOICES.get("method", ("unisurf",))
+BACKENDS, PRECISIONS, METHODS = CHOICES["backend"], CHOICES["precision"], CHOICES["method"]
+MethodName = Annotated[str | None, arg(metavar="|".join(METHODS), help_behavior_hint="")]
 COLMAP = "colmap"  # among the methods to compare: a mesh that is given
 BackendName = Annotated[str | None, arg(metavar="|".join(BACKENDS), help_behavior_hint="")]
 PrecisionName = Annotated[str | None, arg(metavar="|".join(PRECISIONS), help_behavior_hint="")]
@@ -51,8 +51,10 @@ class Photographs:
 
 @dataclass(frozen=True)
 class Settings:
-    """Defaults, then --config, then --set, then flags: the later wins."""
+    """Defaults, then --method, then --config, then --set, then flags: the later wins."""
 
+    method: MethodName = None
+    """unisurf if not given: what the photographs are explained by (docs/methods.md)"""
     config: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
     """a preset (quick, object, scene, demo) or your own file"""
     set: Sets = ()
@@ -94,8 +96,8 @@ class Info:
 class Reconstruct:
     """Photographs with cameras in, a coloured surface mesh out, in the input's own coordinates.
 
-    Settings come from the defaults, then --config, then --set, then flags: the later wins. With --resume and no --config, the run's own
-    settings take its place.
+    Settings come from the defaults, then --method, then --config, then --set, then flags: the later wins. With --resume and no
+    --config, the run's own settings take its place.
 
     Ctrl-C once ends the training early and still writes the mesh; twice stops at once and keeps the last checkpoint.
     """
@@ -234,10 +236,10 @@ def check_choices(chosen: object) -> None:
     """Refuse words that are none of a flag's; the parser's own answer would fill the screen.
 
     Raises:
-        UsageError: an unknown backend or precision.
+        UsageError: an unknown method, backend or precision.
     """
     chosen = getattr(chosen, "settings", chosen)
-    for name, choices in (("backend", BACKENDS), ("precision", PRECISIONS)):
+    for name, choices in (("method", METHODS), ("backend", BACKENDS), ("precision", PRECISIONS)):
         value = getattr(chosen, name, None)
         if value is not None and value not in choices:
             near = difflib.get_close_matches(value, choices, n=1)
@@ -252,6 +254,8 @@ def contenders(o: Compare) -> "list[Contender]":
     """
     from .compare import HOLDOUT, Contender
 
+    if o.settings.method is not None:
+        raise UsageError(f"compare runs several methods: --methods {o.settings.method}")
     names = [name.strip() for name in o.methods.split(",")] if o.methods is not None else list(METHODS)
     for name in names:
         if name not in (*METHODS, COLMAP):
@@ -267,7 +271,7 @@ def contenders(o: Compare) -> "list[Contender]":
         if name == COLMAP:
             found.append(Contender(name, mesh=o.mesh))
             continue
-        config = configure(o.settings, o.photographs)
+        config = replace(configure(replace(o.settings, method=name), o.photographs), method=name)
         if o.photographs.holdout is None and not config.scene.holdout:
             config = replace(config, scene=replace(config.scene, holdout=HOLDOUT))
         found.append(Contender(name, config))
@@ -277,12 +281,12 @@ def contenders(o: Compare) -> "list[Contender]":
 
 
 def configure(settings: Settings, photographs: Photographs | None = None, base: str | None = None) -> Config:
-    """Defaults < `base` or --config < --set < flags.
+    """Defaults < --method < `base` or --config < --set < flags.
 
     Raises:
         UsageError: a number that makes no sense. ConfigError: see load_config.
     """
-    config = load_config(settings.config or base, settings.set)
+    config = load_config(settings.config or base, settings.set, settings.method)
     if settings.minutes is not None and settings.steps is not None:
         raise UsageError("--minutes and --steps are one dial: give one of them")
     if settings.minutes is not None and not settings.minutes > 0:

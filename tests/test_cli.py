@@ -67,7 +67,7 @@ def test_each_verb_explains_itself(verb, capsys):
 
 
 def test_reconstruct_has_the_flags_of_the_manual():
-    wanted = "out config minutes steps backend precision resolution masks holdout seed threads run resume set json quiet format force"
+    wanted = "out method config minutes steps backend precision resolution masks holdout seed threads run resume set json quiet format force"
     assert set(flags(Reconstruct)) == {f"--{name}" for name in wanted.split()}
 
 
@@ -117,6 +117,7 @@ def test_no_words_at_all_is_a_question(capsys):
     (["compare", "x", "--methods", "unisrf"], "unknown method 'unisrf'; did you mean unisurf?"),
     (["compare", "x", "--methods", "colmap,colmap"], "names colmap twice"),
     (["compare", "x", "--methods", ""], "unknown method ''; known: unisurf"),
+    (["compare", "x", "--method", "unisurf"], "several methods: --methods unisurf"),
     (["compare", "x", "--mesh", "none.ply"], "--mesh none.ply: no such file"),
     (["compare", "x", "--thresholds", "far"], "want lengths"),
 ])  # fmt: skip
