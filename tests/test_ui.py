@@ -103,14 +103,14 @@ def test_the_screen_says_what_ctrl_c_would_do():
 
 def test_events_come_back_from_their_lines(tmp_path):
     told = [e for e in fake_events(3) if not isinstance(e, MeshProgress | Preview)]
-    told.append(replace(fake_step(4, 1.0), psnr=math.inf))
+    told.append(replace(fake_step(4, 1.0), psnr=math.inf, losses={"mask": math.nan}))
     stream = io.StringIO()
     lines = JsonLines(stream, every=0.0)
     for event in told:
         lines(event)
     *back, last = map(read_event, stream.getvalue().splitlines())
     assert [repr(e) for e in back] == [repr(rounded(e)) for e in told[:-1]]
-    assert last.step == 4 and math.isnan(last.psnr)
+    assert last.step == 4 and math.isnan(last.psnr) and math.isnan(last.losses["mask"])
     half = ('{"event": "step", "time": 1}', '{"event": "x", "time": 1}', '{"event": "note", "text": "a"}')
     for wrong in ("", "no json", "[1]", "3", "{}", *half):
         assert read_event(wrong) is None

@@ -98,7 +98,12 @@ def read_event(line: str) -> Told | None:
         kind = KINDS[tree.pop("event")]
         del tree["time"]
         if kind is TrainState:
-            tree = {key: math.nan if value is None else value for key, value in tree.items()}
+            tree = _with_nan(tree)
         return kind(**tree | ({"path": Path(tree["path"])} if kind is Saved else {}))
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _with_nan(tree: dict[str, Any]) -> dict[str, Any]:
+    numbers = {key: math.nan if value is None else value for key, value in tree.items()}
+    return {key: _with_nan(value) if isinstance(value, dict) else value for key, value in numbers.items()}
