@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from .appearance import MEAN
 from .config import Config, from_dict, to_dict
 from .errors import CheckpointError, UsageError
 from .files import write_whole
@@ -41,15 +42,20 @@ class Header:
     photographs: tuple[str, ...]  # names of all, in the scene's order; none where nothing depends on them
 
     def photograph(self, name: str) -> int:
-        """The index of a photograph.
+        """The index of the photograph whose appearance is wanted, by its name with or without folders and suffix; -1 for mean.
 
         Raises:
-            UsageError: it is none of this run's.
+            UsageError: it is none of this run's, or the run has no appearances.
         """
+        if not self.photographs:
+            raise UsageError("the run has one appearance for all photographs: reconstruct with --method wild, or --set color.appearance=8")
+        if name == "mean":
+            return MEAN
         whole = [i for i, known in enumerate(self.photographs) if name in (known, Path(known).name, Path(known).stem)]
         if len(whole) != 1:
-            near = difflib.get_close_matches(name, self.photographs, n=1, cutoff=0.0)
-            raise UsageError(f"{'several photographs are' if whole else 'no photograph is'} named {name!r}" + (f": did you mean {near[0]}?" if near else ""))
+            (near,) = difflib.get_close_matches(name, self.photographs, n=1, cutoff=0.0)
+            found = "several photographs are" if whole else "no photograph is"
+            raise UsageError(f"--appearance: {found} named {name!r}; want mean, or a photograph such as {near}")
         return whole[0]
 
 
