@@ -66,8 +66,8 @@ class Camera:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One photograph. `name` is the file name with sub-folder as in the input; `mask` a picture whose bright pixels are the object, `ignore` one
-    whose bright pixels show something that isn't part of the scene: a passer-by, the photographer's shadow."""
+    """One photograph. `name` is the file name with sub-folder as in the input; `mask` a picture whose bright pixels are the object,
+    `ignore` one whose bright pixels show something that isn't part of the scene: a passer-by, the photographer's shadow."""
 
     name: str
     image: Path

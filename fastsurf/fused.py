@@ -3,12 +3,13 @@
 It computes what `render_unified`, the losses and their `backward` compute, from the same random numbers; tests compare the two.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from .backends import Aim, FusedBackend, Gradients, Look, Placed
 from .config import LossConfig
-from .losses import outlier_scale
 from .model import Model
 from .rays import Batch, Rays
 from .render import LEAST_WEIGHT, Samples
@@ -28,11 +29,14 @@ class FusedStep:
         table, w1, w2 = (torch.empty_like(p, requires_grad=False) for p in (field.table, field.w1, field.w2))
         self.gradients = Gradients(table, w1, w2, [torch.empty_like(w, requires_grad=False) for w in head.weights])
 
-    def __call__(self, batch: Batch, behind: Tensor, target: Tensor, samples: Samples, weights: LossConfig) -> Tensor:
+    def __call__(
+        self, batch: Batch, behind: Tensor, target: Tensor, samples: Samples, weights: LossConfig, outlier: float = math.inf
+    ) -> Tensor:
         """Leave gradients on the parameters.
 
         Args:
             behind, target: colours (n_rays, 3) of the background, and what the rays should show on it.
+            outlier: scale of the colour loss.
 
         Returns:
             the losses in use, the mean squared error and the share of rays that hit: (n_losses + 2,).
@@ -45,14 +49,14 @@ class FusedStep:
         appearance = self.model.appearance_of(rays.image_index)
         look = Look(
             rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
-            (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber, outlier_scale(weights, batch.mask is not None),
+            (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber, outlier,
             None if appearance is None else appearance.detach(),
         )  # fmt: skip
         losses, d_behind, d_appearance = self.backend.train_step(look, self.model.in_use(), self.gradients)
         self._leave()
         outer = [(a, d) for a, d in ((behind, d_behind), (appearance, d_appearance)) if a is not None and a.requires_grad]
         if outer:
-            torch.autograd.backward(*zip(*outer, strict=True))  # type: ignore[no-untyped-call]
+            torch.autograd.backward([a for a, _ in outer], [d for _, d in outer])  # type: ignore[no-untyped-call]
         used = torch.tensor([True, with_mask, with_pairs, True])
         return torch.cat([losses[used], placed.hit.float().mean()[None]])
 

@@ -20,13 +20,15 @@ DEEP = 4.0  # optical depth from which the mask loss grows but slowly
 WITH_MASKS = 0.2  # scale of outliers; without masks the surroundings are far off for long, and must pull
 
 
-def outlier_scale(weights: LossConfig, masks: bool) -> float:
-    """`outlier` of the colour loss for a scene with masks or without."""
+def outlier_scale(weights: LossConfig, masks: bool, progress: float = 1.0) -> float:
+    """`outlier` of the colour loss for a scene with masks or without, infinite before `outlier_from`."""
+    if progress < weights.outlier_from:
+        return math.inf
     scale = weights.outlier if weights.outlier is not None else WITH_MASKS if masks else 0.0
     return scale or math.inf
 
 
-def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0, outlier: float = math.inf) -> Tensor:
+def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0, outlier: float | Tensor = math.inf) -> Tensor:
     """L1, summed over channels (UNISURF, equation 12), of (n, 3); a ray that is off by e counts as e / (1 + e / outlier), so that
     highlights and passers-by, which no surface explains, pull at none (in the manner of Geman and McClure 1985).
 
@@ -66,13 +68,13 @@ class Seen:
     found: Crossings
     target: Tensor  # (n_rays, 3) what the rays should show
     config: LossConfig
+    outlier: float | Tensor  # scale of the colour loss; on a GPU a tensor, so that a recorded step follows the schedule
     generator: torch.Generator
 
 
 def photometric(solid: Solid, seen: Seen) -> Tensor:
     """`color_loss` of all rays."""
-    scale = outlier_scale(seen.config, seen.batch.mask is not None)
-    return color_loss(seen.rendering.rgb, seen.target, seen.config.huber, scale)
+    return color_loss(seen.rendering.rgb, seen.target, seen.config.huber, seen.outlier)
 
 
 def mask_term(solid: Solid, seen: Seen) -> Tensor:

@@ -228,7 +228,8 @@ def load_scene(source: str | Path | Capture, config: SceneConfig | None = None, 
         check_masks(masks, [views[i].name for i in train])
     if store.left_out is not None:
         share = float(store.left_out.float().mean())
-        notes.append(f"{sum(view.ignore is not None for view in views)} of {len(views)} photographs say what to ignore: {share:.0%} of all pixels")
+        saying = sum(view.ignore is not None for view in views)
+        notes.append(f"{saying} of {len(views)} photographs say what to ignore: {share:.0%} of all pixels")
     return Scene(capture, store, choose_box(capture, train, masks, config), train, test, [*capture.notes, *notes])
 
 

@@ -16,7 +16,7 @@ from .backends import Backend, FusedBackend
 from .errors import BackendError
 from .fused import FusedStep
 from .hooks import TrainState
-from .losses import Seen
+from .losses import Seen, outlier_scale
 from .model import Model
 from .optim import Optimizer
 from .rays import Batch, Rays
@@ -42,6 +42,7 @@ class Training:
         self.rays = self.config.train.rays or DEFAULT_RAYS[backend.device.type]
         if model.appearance is not None:
             model.appearance.learned[[i for i in scene.train if i not in scene.blind]] = True
+        self.outlier = torch.full((), math.inf, device=backend.device)  # scale of the colour loss, by the schedule
         self.step = 0
         self.seconds = 0.0  # of training
         self.besides = 0.0  # seconds of `train.minutes` that are kept for reading and meshing
@@ -117,6 +118,7 @@ def _step(run: Training, progress: float) -> tuple[dict[str, float], float, floa
     """Losses by name, mean squared error, share of hits, samples placed."""
     model, config = run.model, run.config
     model.set_progress(progress)
+    run.outlier.fill_(outlier_scale(config.loss, run.scene.masks is not None, progress))
     if run.step % config.grid.update_every == 0:
         model.update_grid(run.generator, everywhere=run.step < GRID_LOOKS_EVERYWHERE * config.grid.update_every)
     numbers = run.prepare()().tolist()
@@ -141,9 +143,9 @@ def learn(run: Training) -> Tensor:
     samples = Samples(config.sampling.front, config.sampling.interval, generator)
     target = on_background(batch, behind)
     if run.fused is not None:
-        return run.fused(batch, behind, target, samples, config.loss)
+        return run.fused(batch, behind, target, samples, config.loss, float(run.outlier))
     rendering, found = model.method.render(batch.rays, model, model.interval, samples, lambda _: behind)
-    seen = Seen(batch, rendering, found, target, config.loss, generator)
+    seen = Seen(batch, rendering, found, target, config.loss, run.outlier, generator)
     losses = torch.stack([getattr(config.loss, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():

@@ -151,7 +151,9 @@ def test_reflected_direction(fast, inputs, seed):
     assert torch.equal(found[0], problem.fused(fast)[0]) == ("d" not in inputs)
 
 
-@pytest.mark.parametrize("dimensions, sets", [(1, []), (3, []), (8, []), (11, ["color.inputs=h", "color.hidden=1"]), (8, ["color.hidden=0"])])
+@pytest.mark.parametrize(
+    "dimensions, sets", [(1, []), (3, []), (8, []), (11, ["color.inputs=h", "color.hidden=1"]), (8, ["color.hidden=0"])]
+)
 def test_embeddings(fast, dimensions, sets):
     problem = Problem(16, 300, 24, 20, f"color.appearance={dimensions}", *sets)
     problem.look = replace(problem.look, mask=None)
@@ -255,7 +257,10 @@ def test_wrong_shapes_are_refused(fast):
 
 @pytest.mark.parametrize(
     "background, sets",
-    [("random", []), ("model", []), ("model", ["color.appearance=4"]), ("random", ["color.direction=reflected", "loss.huber=0.1", "train.seed=1"])],  # no ReLU flips there
+    [
+        ("random", []), ("model", []), ("model", ["color.appearance=4"]),
+        ("random", ["color.direction=reflected", "loss.huber=0.1", "train.seed=1"]),  # no ReLU flips there
+    ],
 )
 def test_a_step_learns_what_autograd_learns(tiny, fast, background, sets):
     config = load_config(None, [*SMALL, "train.rays=200", "grid.steps=64", "train.steps=9", *sets])

@@ -255,8 +255,8 @@ def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
         found = [_mask_of(view, by_name) for view in views]
         if by_name and not any(found):
             raise SceneError(
-                f"{folder}: none of its {len(by_name)} pictures is named as a photograph, such as {Path(views[0].name).stem}.png; rename them, "
-                "or set scene.ignore=none"
+                f"{folder}: none of its {len(by_name)} pictures is named as a photograph, such as {Path(views[0].name).stem}.png; "
+                "rename them, or set scene.ignore=none"
             )
     else:
         beside = [view.image.with_name(f"dynamic_mask_{view.image.stem}.png") for view in views]
