@@ -80,6 +80,8 @@ def save_checkpoint(path: Path, run: Training) -> None:
     }
     tensors = {f"model.{name}": t.contiguous() for name, t in run.model.state_dict().items()}
     tensors |= run.optimizer.tensors() | {"generator": run.generator.get_state()}
+    if run.patches is not None:
+        tensors |= run.patches.tensors()
     write_whole(path, save(tensors, metadata={"fastsurf": json.dumps(header)}))
 
 
@@ -151,6 +153,9 @@ def resume(path: Path, run: Training) -> None:
     for kind, held in (("first", run.optimizer.first), ("second", run.optimizer.second)):
         for name, t in held.items():
             t.copy_(tensors[f"adam.{kind}.{name}"])
+    for name, t in run.patches.tensors().items() if run.patches is not None else ():
+        if name in tensors:  # else they begin anew
+            t.copy_(tensors[name])
     if header.device == run.backend.device.type:
         run.generator.set_state(tensors["generator"].to(torch.uint8))
     else:  # a state of another kind of generator: go on with other numbers

@@ -3,13 +3,12 @@
 It computes what `render_unified`, the losses and their `backward` compute, from the same random numbers; tests compare the two.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from .backends import Aim, FusedBackend, Gradients, Look, Placed
 from .config import LossConfig
+from .losses import outlier_scale
 from .model import Model
 from .rays import Batch, Rays
 from .render import LEAST_WEIGHT, Samples
@@ -30,16 +29,17 @@ class FusedStep:
         self.gradients = Gradients(table, w1, w2, [torch.empty_like(w, requires_grad=False) for w in head.weights])
 
     def __call__(
-        self, batch: Batch, behind: Tensor, target: Tensor, samples: Samples, weights: LossConfig, outlier: float = math.inf
-    ) -> Tensor:
+        self, batch: Batch, behind: Tensor, target: Tensor, samples: Samples, weights: LossConfig, trust: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Leave gradients on the parameters.
 
         Args:
             behind, target: colours (n_rays, 3) of the background, and what the rays should show on it.
-            outlier: scale of the colour loss.
+            trust: (n_rays,) factors of the rays' colour losses.
 
         Returns:
-            the losses in use, the mean squared error and the share of rays that hit: (n_losses + 2,).
+            the losses in use, the mean squared error and the share of rays that hit: (n_losses + 2,); and how far off the rays are,
+            (n_rays,), summed over channels.
         """
         rays, generator = batch.rays, samples.generator
         placed = self.place(rays, samples)
@@ -49,16 +49,16 @@ class FusedStep:
         appearance = self.model.appearance_of(rays.image_index)
         look = Look(
             rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
-            (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber, outlier,
-            None if appearance is None else appearance.detach(),
+            (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber, outlier_scale(weights, batch.mask is not None),
+            None if appearance is None else appearance.detach(), trust,
         )  # fmt: skip
-        losses, d_behind, d_appearance = self.backend.train_step(look, self.model.in_use(), self.gradients)
+        learned = self.backend.train_step(look, self.model.in_use(), self.gradients)
         self._leave()
-        outer = [(a, d) for a, d in ((behind, d_behind), (appearance, d_appearance)) if a is not None and a.requires_grad]
+        outer = [(a, d) for a, d in ((behind, learned.behind), (appearance, learned.appearance)) if a is not None and a.requires_grad]
         if outer:
             torch.autograd.backward([a for a, _ in outer], [d for _, d in outer])  # type: ignore[no-untyped-call]
         used = torch.tensor([True, with_mask, with_pairs, True])
-        return torch.cat([losses[used], placed.hit.float().mean()[None]])
+        return torch.cat([learned.losses[used], placed.hit.float().mean()[None]]), learned.off
 
     def place(self, rays: Rays, samples: Samples) -> Placed:
         """First crossings, found as well as samples round them need, and those samples."""

@@ -20,24 +20,24 @@ DEEP = 4.0  # optical depth from which the mask loss grows but slowly
 WITH_MASKS = 0.2  # scale of outliers; without masks the surroundings are far off for long, and must pull
 
 
-def outlier_scale(weights: LossConfig, masks: bool, progress: float = 1.0) -> float:
-    """`outlier` of the colour loss for a scene with masks or without, infinite before `outlier_from`."""
-    if progress < weights.outlier_from:
-        return math.inf
+def outlier_scale(weights: LossConfig, masks: bool) -> float:
+    """`outlier` of the colour loss for a scene with masks or without."""
     scale = weights.outlier if weights.outlier is not None else WITH_MASKS if masks else 0.0
     return scale or math.inf
 
 
-def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0, outlier: float | Tensor = math.inf) -> Tensor:
+def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0, outlier: float = math.inf, trust: Tensor | None = None) -> Tensor:
     """L1, summed over channels (UNISURF, equation 12), of (n, 3); a ray that is off by e counts as e / (1 + e / outlier), so that
     highlights and passers-by, which no surface explains, pull at none (in the manner of Geman and McClure 1985).
 
     Args:
         huber: errors of a channel below it count as error^2 / (2 huber), larger ones as much less than L1 as keeps it smooth (Huber 1964,
             divided by his threshold).
+        trust: factors (n,) of the rays.
     """
     off = torch.nn.functional.smooth_l1_loss(rgb, target, reduction="none", beta=huber).sum(-1)
-    return (off / (1.0 + off / outlier)).mean()
+    off = off / (1.0 + off / outlier)
+    return (off if trust is None else off * trust).mean()
 
 
 def mask_loss(opacity: Tensor, optical_depth: Tensor, mask: Tensor) -> Tensor:
@@ -68,13 +68,14 @@ class Seen:
     found: Crossings
     target: Tensor  # (n_rays, 3) what the rays should show
     config: LossConfig
-    outlier: float | Tensor  # scale of the colour loss; on a GPU a tensor, so that a recorded step follows the schedule
+    trust: Tensor | None  # (n_rays,) in [0, 1], how much the rays count for the colour loss; None: all alike
     generator: torch.Generator
 
 
 def photometric(solid: Solid, seen: Seen) -> Tensor:
     """`color_loss` of all rays."""
-    return color_loss(seen.rendering.rgb, seen.target, seen.config.huber, seen.outlier)
+    scale = outlier_scale(seen.config, seen.batch.mask is not None)
+    return color_loss(seen.rendering.rgb, seen.target, seen.config.huber, scale, seen.trust)
 
 
 def mask_term(solid: Solid, seen: Seen) -> Tensor:

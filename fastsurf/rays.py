@@ -40,10 +40,12 @@ class Batch:
     rays: Rays
     rgb: Tensor  # (n, 3) in [0, 1], straight colour
     mask: Tensor | None  # (n,) in [0, 1], 1 is object
+    pixel: Tensor | None = None  # (n,) int64, in the image store's buffer; None: of no photograph
 
     def to(self, device: torch.device) -> "Batch":
         """The same pixels on another device."""
-        return Batch(self.rays.to(device), self.rgb.to(device), None if self.mask is None else self.mask.to(device))
+        mask, pixel = (None if a is None else a.to(device) for a in (self.mask, self.pixel))
+        return Batch(self.rays.to(device), self.rgb.to(device), mask, pixel)
 
 
 def intersect_box(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:

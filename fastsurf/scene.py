@@ -73,7 +73,7 @@ class Source:
         local = pixel - store.offsets[view]
         rays = self.viewpoints.rays(view, local % width, local // width)
         mask = None if store.coverage is None else store.coverage[pixel].float() / 255
-        return Batch(rays, store.colors[pixel].float() / 255, mask)
+        return Batch(rays, store.colors[pixel].float() / 255, mask, pixel)
 
     def sample_natively(self, n: int, generator: torch.Generator, foreground: float, backend: FusedBackend) -> Batch:
         """`sample` in one call of the backend, of the same pixels."""
@@ -128,6 +128,11 @@ class Scene:
         self.blind: list[int] = []
         self._source = Source(self._viewpoints, store, *self._pools())
         self._sources: dict[torch.device, Source] = {}  # by the device that asks; where there is no room, the one in memory
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Height and width of each view."""
+        return [self._store.view_shape(view) for view in range(len(self.images))]
 
     def to_world(self, points: np.ndarray) -> np.ndarray:
         """Scene points (n, 3) in the world, float64."""

@@ -16,9 +16,10 @@ from .backends import Backend, FusedBackend
 from .errors import BackendError
 from .fused import FusedStep
 from .hooks import TrainState
-from .losses import Seen, outlier_scale
+from .losses import Seen
 from .model import Model
 from .optim import Optimizer
+from .patches import Patches
 from .rays import Batch, Rays
 from .recording import Recording
 from .render import Samples
@@ -42,7 +43,7 @@ class Training:
         self.rays = self.config.train.rays or DEFAULT_RAYS[backend.device.type]
         if model.appearance is not None:
             model.appearance.learned[[i for i in scene.train if i not in scene.blind]] = True
-        self.outlier = torch.full((), math.inf, device=backend.device)  # scale of the colour loss, by the schedule
+        self.patches = Patches(scene.shapes, backend.device) if self.config.loss.transient > 0 else None
         self.step = 0
         self.seconds = 0.0  # of training
         self.besides = 0.0  # seconds of `train.minutes` that are kept for reading and meshing
@@ -118,7 +119,8 @@ def _step(run: Training, progress: float) -> tuple[dict[str, float], float, floa
     """Losses by name, mean squared error, share of hits, samples placed."""
     model, config = run.model, run.config
     model.set_progress(progress)
-    run.outlier.fill_(outlier_scale(config.loss, run.scene.masks is not None, progress))
+    if run.patches is not None and run.step % config.grid.update_every == 0:
+        run.patches.judge(config.loss.transient if progress >= config.loss.transient_from else math.inf)
     if run.step % config.grid.update_every == 0:
         model.update_grid(run.generator, everywhere=run.step < GRID_LOOKS_EVERYWHERE * config.grid.update_every)
     numbers = run.prepare()().tolist()
@@ -142,13 +144,20 @@ def learn(run: Training) -> Tensor:
     behind = background_color(model, batch.rays, generator)
     samples = Samples(config.sampling.front, config.sampling.interval, generator)
     target = on_background(batch, behind)
+    patch = None if run.patches is None else run.patches.of(batch)
+    trust = None if run.patches is None or patch is None else run.patches.trust(patch)
     if run.fused is not None:
-        return run.fused(batch, behind, target, samples, config.loss, float(run.outlier))
+        numbers, off = run.fused(batch, behind, target, samples, config.loss, trust)
+        if run.patches is not None and patch is not None:
+            run.patches.note(patch, off)
+        return numbers
     rendering, found = model.method.render(batch.rays, model, model.interval, samples, lambda _: behind)
-    seen = Seen(batch, rendering, found, target, config.loss, run.outlier, generator)
+    seen = Seen(batch, rendering, found, target, config.loss, trust, generator)
     losses = torch.stack([getattr(config.loss, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
+        if run.patches is not None and patch is not None:
+            run.patches.note(patch, (rendering.rgb - target).abs().sum(-1))
         mse = ((rendering.rgb - target) ** 2).mean()
         return torch.cat([losses, torch.stack([mse, found.hit.float().mean()])])
 

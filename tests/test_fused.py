@@ -80,11 +80,12 @@ class Problem:
         gradients, sharpness = Gradients(table, w1, w2, weights), float(self.model.sharpness)
         used = field.table, field.levels, *field.weights(), list(head.weights), head.used, field.config.prior_radius
         parameters = Parameters(*used, sharpness, head.direction == "reflected")
-        losses, d_behind, d_appearance = backend.train_step(self.look, parameters, gradients)
+        learned = backend.train_step(self.look, parameters, gradients)
         embedded = []
-        if d_appearance is not None:
-            embedded = [torch.zeros(PHOTOGRAPHS, d_appearance.shape[1]).index_add(0, self.look.rays.image_index, d_appearance)]
-        return [*losses, d_behind, gradients.table, gradients.w1 * field.fade, gradients.w2, *gradients.head, *embedded]
+        if learned.appearance is not None:
+            embedded = [torch.zeros(PHOTOGRAPHS, learned.appearance.shape[1]).index_add(0, self.look.rays.image_index, learned.appearance)]
+        self.off = learned.off
+        return [*learned.losses, learned.behind, gradients.table, gradients.w1 * field.fade, gradients.w2, *gradients.head, *embedded]
 
     def by_autograd(self, backend, kind: torch.dtype) -> list[Tensor]:
         """The same as the autograd path computes it."""
@@ -97,7 +98,7 @@ class Problem:
         nothing = Crossings(rays.t_far, rays.t_far > 99, look.t[:, :0], torch.zeros(len(rays), dtype=torch.int64), 1.0)
         rendering = shade(rays, model, look.t.to(kind), None, nothing, lambda _: behind)
         color, mask, smooth = look.weights
-        losses = [color * color_loss(rendering.rgb, look.target.to(kind), look.huber, look.outlier)]
+        losses = [color * color_loss(rendering.rgb, look.target.to(kind), look.huber, look.outlier, look.trust)]
         opaque = rendering.opacity, rendering.optical_depth
         losses.append(mask * mask_loss(*opaque, look.mask.to(kind)) if look.mask is not None else 0 * losses[0])
         pairs = look.pairs.to(kind).reshape(-1, 3)
@@ -138,6 +139,17 @@ def test_outliers(fast, outlier):
     problem = Problem(13)
     problem.look = replace(problem.look, outlier=outlier, huber=0.1 * (outlier < 1))
     assert_near(problem.fused(fast), problem.by_autograd(REFERENCE, torch.float64), MASK_TOLERANCE)
+
+
+def test_rays_that_count_for_less(fast):
+    problem = Problem(13)
+    g = torch.Generator().manual_seed(0)
+    problem.look = replace(problem.look, mask=None, trust=torch.rand(300, generator=g), outlier=0.3, huber=0.1)
+    found = problem.fused(fast)
+    assert_near(found, problem.by_autograd(REFERENCE, torch.float64), 1e-5)
+    problem.look = replace(problem.look, trust=None, outlier=float("inf"))
+    loss = problem.fused(fast)[0]
+    torch.testing.assert_close(problem.off.mean(), loss)
 
 
 @pytest.mark.parametrize("inputs", ["x,n,h,d", "h,d", "x,h"])

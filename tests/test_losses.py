@@ -30,6 +30,8 @@ def test_a_ray_far_off_pulls_less_the_farther():
 
 def test_outliers_have_a_scale_of_their_own_where_there_are_masks():
     assert outlier_scale(LossConfig(), True) == 0.2 and outlier_scale(LossConfig(), False) == math.inf
+    late = LossConfig(outlier=0.2, outlier_from=0.4)
+    assert outlier_scale(late, False, 0.39) == math.inf and outlier_scale(late, False, 0.4) == 0.2
     assert outlier_scale(LossConfig(outlier=0.0), True) == math.inf and outlier_scale(LossConfig(outlier=0.5), False) == 0.5
 
 

@@ -104,13 +104,14 @@ struct Step {
   float huber;                                   // colours off by less are blamed in proportion; 0: all alike
   float outlier;                                 // rays off by this are blamed a quarter as much as others
   const float* appearance;                       // (n, dimensions), embeddings
+  const float* trust;                            // (n,) factors of the rays' colour losses, or null
   int32_t dimensions;
 };
 
-struct StepResult {  // all overwritten; the last two may be null
+struct StepResult {  // all overwritten; d_behind and d_appearance may be null
   float* losses;     // color, mask, smooth, mean squared error
   float *d_table, *d_w1, *d_w2, *d_head, *d_behind;
-  float* d_appearance;  // (n, dimensions)
+  float *d_appearance, *off;  // (n, dimensions); (n,), how far off each ray is
 };
 
 struct Kernels {
@@ -193,7 +194,7 @@ struct Photographs {  // as scene.py holds them: pixels.py's nodes, poses, one b
 
 struct Seen {  // a batch; mask is not written without coverage
   float *origins, *directions, *t_near, *t_far, *rgb, *mask;
-  int64_t* view;
+  int64_t *view, *pixel;
 };
 
 // Rays and colours of pixels, `n_object` drawn from the one pool and then the others from the rest; false where a pool has less.
