@@ -95,8 +95,8 @@ class LossConfig:
     color: float = 1.0
     huber: float = 0.0  # colours off by less than this are blamed in proportion (Huber's loss); 0: L1
     outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.2 with masks, else 0
-    transient: float = 0.0  # patches of a photograph off by so many times the median patch pull half as much: passers-by; 0: all alike
-    transient_from: float = 0.1  # progress from which they are told apart
+    transient: float = 0.0  # patches of photographs that are off by so many times the median pull half as much: passers-by; 0: all alike
+    transient_from: float = 0.3  # progress from which they are told apart
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
     smooth: float = 0.005  # difference of normals at the surface and close to it
     smooth_distance: float = 0.01  # how close, scene units

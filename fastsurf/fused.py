@@ -38,8 +38,8 @@ class FusedStep:
             trust: (n_rays,) factors of the rays' colour losses.
 
         Returns:
-            the losses in use, the mean squared error and the share of rays that hit: (n_losses + 2,); and how far off the rays are,
-            (n_rays,), summed over channels.
+            the losses in use, the mean squared error and the share of rays that hit: (n_losses + 2,); and the rays' colours
+            less their targets, (n_rays, 3).
         """
         rays, generator = batch.rays, samples.generator
         placed = self.place(rays, samples)
@@ -58,7 +58,7 @@ class FusedStep:
         if outer:
             torch.autograd.backward([a for a, _ in outer], [d for _, d in outer])  # type: ignore[no-untyped-call]
         used = torch.tensor([True, with_mask, with_pairs, True])
-        return torch.cat([learned.losses[used], placed.hit.float().mean()[None]]), learned.off
+        return torch.cat([learned.losses[used], placed.hit.float().mean()[None]]), learned.errors
 
     def place(self, rays: Rays, samples: Samples) -> Placed:
         """First crossings, found as well as samples round them need, and those samples."""

@@ -1,8 +1,8 @@
 """Which parts of the photographs the scene doesn't explain: passers-by and whatever else is in one photograph alone.
 
-Each photograph is cut into square patches, and what its rays are off by in training is kept as a running mean. What is wrong with the scene
-shows in all photographs and sinks while it is learned; a patch that stays far worse than most is of something else, and pulls the less, the
-worse it is (in the spirit of RobustNeRF, Sabour et al. 2023, which sorts the pixels of each batch).
+Each photograph is cut into square patches, and the errors of its rays in training are kept as running means, with their sign: texture that
+is not learned yet is off either way, something in front is off one way. A patch that stays far worse than most pulls the less, the worse it
+is (in the spirit of RobustNeRF, Sabour et al. 2023, which sorts the pixels of each batch).
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,8 @@ from torch import Tensor
 
 from .rays import Batch
 
-ACROSS = 40  # patches along a photograph's longer side
-MEMORY = 0.8  # of the running means, a visit
-UNSEEN = -1.0
+ACROSS = 32  # patches along a photograph's longer side
+MEMORY = 0.9  # of the running means, a visit
 
 
 class Patches:
@@ -29,7 +28,8 @@ class Patches:
         count = (size.to(device) + self.edge[:, None] - 1) // self.edge[:, None]  # patches down and across
         self.width, self.across = size[:, 1].to(device), count[:, 1]
         self.first_pixel, self.first = (torch.cat([a.new_zeros(1), a.cumsum(0)[:-1]]) for a in (size.prod(1).to(device), count.prod(1)))
-        self.off = torch.full((int(count.prod(1).sum()),), UNSEEN, device=device)
+        n = int(count.prod(1).sum())
+        self.errors, self.visits = torch.zeros(n, 3, device=device), torch.zeros(n, device=device)
         self.bound = torch.full((), torch.inf, device=device)  # a patch off by this counts half
 
     def of(self, batch: Batch) -> Tensor:
@@ -42,20 +42,23 @@ class Patches:
 
     def trust(self, patch: Tensor) -> Tensor:
         """How much rays of these patches count, (n,) in [0, 1]; 1 for those not seen yet."""
-        return 1.0 / (1.0 + (self.off[patch].clamp(min=0.0) / self.bound) ** 4)
+        return 1.0 / (1.0 + (self.errors[patch].abs().sum(1) / self.bound) ** 4)
 
-    def note(self, patch: Tensor, off: Tensor) -> None:
-        """Rays of these patches were off by so much, both (n,)."""
-        sums = torch.zeros(2, len(self.off), device=off.device).index_add_(1, patch, torch.stack([off, torch.ones_like(off)]))
-        mean = sums[0] / sums[1].clamp(min=1.0)
-        before = torch.where(self.off < 0.0, mean, self.off)
-        self.off.copy_(torch.where(sums[1] > 0.0, MEMORY * before + (1.0 - MEMORY) * mean, self.off))
+    def note(self, patch: Tensor, errors: Tensor) -> None:
+        """Rays (n,) of these patches had these errors (n, 3)."""
+        n = len(self.errors)
+        sums = errors.new_zeros(n, 3).index_add_(0, patch, errors)
+        count = errors.new_zeros(n).index_add_(0, patch, errors.new_ones(len(errors)))
+        self.visits += count
+        memory = torch.clamp(1.0 - count / self.visits.clamp(min=1.0), max=MEMORY)  # at first the plain mean
+        memory = torch.where(count > 0.0, memory, 1.0)[:, None]
+        self.errors.mul_(memory).add_((1.0 - memory) * sums / count.clamp(min=1.0)[:, None])
 
     def judge(self, times: float) -> None:
-        """From now on patches that are off by `times` the median count half."""
-        seen = self.off[self.off >= 0.0]
-        self.bound.fill_(times * float(seen.median()) if len(seen) else torch.inf)
+        """From now on patches that are off by `times` the median, summed over channels, count half."""
+        off = self.errors[self.visits > 0.0].abs().sum(1)
+        self.bound.fill_(times * float(off.median()) if len(off) and times < torch.inf else torch.inf)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
-        return {"patches.off": self.off, "patches.bound": self.bound}
+        return {"patches.errors": self.errors, "patches.visits": self.visits, "patches.bound": self.bound}

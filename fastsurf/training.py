@@ -147,9 +147,9 @@ def learn(run: Training) -> Tensor:
     patch = None if run.patches is None else run.patches.of(batch)
     trust = None if run.patches is None or patch is None else run.patches.trust(patch)
     if run.fused is not None:
-        numbers, off = run.fused(batch, behind, target, samples, config.loss, trust)
+        numbers, errors = run.fused(batch, behind, target, samples, config.loss, trust)
         if run.patches is not None and patch is not None:
-            run.patches.note(patch, off)
+            run.patches.note(patch, errors)
         return numbers
     rendering, found = model.method.render(batch.rays, model, model.interval, samples, lambda _: behind)
     seen = Seen(batch, rendering, found, target, config.loss, trust, generator)
@@ -157,7 +157,7 @@ def learn(run: Training) -> Tensor:
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         if run.patches is not None and patch is not None:
-            run.patches.note(patch, (rendering.rgb - target).abs().sum(-1))
+            run.patches.note(patch, rendering.rgb - target)
         mse = ((rendering.rgb - target) ** 2).mean()
         return torch.cat([losses, torch.stack([mse, found.hit.float().mean()])])
 

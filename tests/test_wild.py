@@ -1,5 +1,6 @@
 """Photographs taken in the wild: what an appearance may touch, what is shown of it, and pixels that are not learned from."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,25 +10,28 @@ from captures import ball
 from PIL import Image
 from test_checkpoint import SMALL
 
-from fastsurf.backends.reference import ReferenceBackend
+from fastsurf.backends import choose_backend, native
 from fastsurf.checkpoint import read_header, resume, save_checkpoint
 from fastsurf.config import SceneConfig, load_config
 from fastsurf.errors import ConfigError, SceneError, UsageError
 from fastsurf.meshio import read_mesh
 from fastsurf.model import Model
+from fastsurf.patches import Patches
 from fastsurf.pictures import fit_appearance, render_rays, vertex_colors
+from fastsurf.rays import Batch, make_rays
 from fastsurf.reconstruction import reconstruct
 from fastsurf.runs import eval_run, mesh_run, open_run, render_run
 from fastsurf.scene import load_scene
 from fastsurf.training import Training, background_color, learn, train
 
-WILD = [*SMALL, "color.appearance=3", "scene.background=model"]
+BACKEND = "native" if native.available() else "reference"
+WILD = [*SMALL, f"backend={BACKEND}", "color.appearance=3", "scene.background=model", "train.preview_every=1000"]
 POINTS = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) - 0.5
 
 
 def training(scene, *sets, background="model"):
-    backend = ReferenceBackend()
-    return Training(scene, Model(load_config(None, [*WILD, *sets]), backend, background, len(scene.images)), backend)
+    backend = choose_backend(BACKEND)
+    return Training(scene, Model(load_config(None, [*WILD, "loss.transient=2", *sets]), backend, background, len(scene.images)), backend)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +119,8 @@ def test_a_resumed_run_ends_like_one_left_alone(tiny, tmp_path):
         pass
     for name, p in alone.model.state_dict().items():
         assert torch.equal(p, second.model.state_dict()[name]), name
+    assert (alone.patches.off >= 0).any() and alone.patches.bound.isfinite()
+    assert torch.equal(alone.patches.off, second.patches.off) and torch.equal(alone.patches.bound, second.patches.bound)
     names = [view.name for view in tiny.capture.views]
     assert list(read_header(tmp_path / "c.safetensors").photographs) == names
 
@@ -132,12 +138,12 @@ def test_a_run_goes_on_with_its_own_photographs_alone(tiny, tmp_path):
 
 
 def test_colours_of_a_mesh_are_of_the_photograph_that_is_named(run, tmp_path):
-    header, model = open_run(run, ReferenceBackend())
+    header, model = open_run(run, choose_backend(BACKEND))
     name = header.photographs[3]
     index = header.photograph(name)
     assert index == 3 == header.photograph(name.removeprefix("images/")) == header.photograph(name.removeprefix("images/")[:-4])
     for appearance, view in ((None, -1), ("mean", -1), (name, 3)):
-        mesh = mesh_run(run, tmp_path / "m.ply", appearance=appearance, backend="reference")
+        mesh = mesh_run(run, tmp_path / "m.ply", appearance=appearance, backend=BACKEND)
         scene_points = (mesh.vertices - np.array(header.center)) / header.radius
         wanted = vertex_colors(model, scene_points, view=view)[1].astype(int)
         assert np.abs(read_mesh(tmp_path / "m.ply").colors.astype(int) - wanted).max() <= 1
@@ -146,20 +152,20 @@ def test_colours_of_a_mesh_are_of_the_photograph_that_is_named(run, tmp_path):
 
 def test_names_of_photographs_are_checked(run, tiny_folder, tmp_path):
     with pytest.raises(UsageError, match=r"--appearance: no photograph is named 'train_3'; want mean, or .* such as \S*train_\d+"):
-        render_run(run, "test", tmp_path / "p", backend="reference", appearance="train_3")
-    reconstruct(tiny_folder, load_config(None, [*SMALL, "train.steps=1"]), run=tmp_path / "plain")
+        render_run(run, "test", tmp_path / "p", backend=BACKEND, appearance="train_3")
+    reconstruct(tiny_folder, load_config(None, [*SMALL, f"backend={BACKEND}", "train.steps=1"]), run=tmp_path / "plain")
     with pytest.raises(UsageError, match="one appearance for all photographs"):
-        mesh_run(tmp_path / "plain", tmp_path / "m.ply", appearance="mean", backend="reference")
+        mesh_run(tmp_path / "plain", tmp_path / "m.ply", appearance="mean", backend=BACKEND)
     with pytest.raises(UsageError, match="--fit-appearance"):
-        eval_run(tmp_path / "plain", fit=True, backend="reference")
+        eval_run(tmp_path / "plain", fit=True, backend=BACKEND)
 
 
 def test_pictures_look_like_the_photograph_that_is_named(run, tmp_path):
     own, other = tmp_path / "own", tmp_path / "other"
     header = read_header(run / "checkpoint.safetensors")
     train = [name for name in header.photographs if "train" in name]
-    render_run(run, "train", own, backend="reference")
-    render_run(run, "train", other, backend="reference", appearance=train[1])
+    render_run(run, "train", own, backend=BACKEND)
+    render_run(run, "train", other, backend=BACKEND, appearance=train[1])
     stem = train[1].removeprefix("images/")
     assert (own / stem).read_bytes() == (other / stem).read_bytes()
     first = train[0].removeprefix("images/")
@@ -183,7 +189,7 @@ def test_fitting_finds_how_a_photograph_was_taken(learned, tiny):
 
 
 def test_the_right_half_is_scored_after_fitting_the_left(run):
-    plain, fitted = (eval_run(run, fit=fit, backend="reference") for fit in (False, True))
+    plain, fitted = (eval_run(run, fit=fit, backend=BACKEND) for fit in (False, True))
     assert plain["psnr"] != fitted["psnr"] and len(fitted["views"]) == 2
 
 
@@ -217,13 +223,13 @@ def test_ignored_pixels_are_not_drawn(tmp_path):
 
 
 def test_ignored_pixels_are_not_scored(tiny_folder, run, tmp_path):
-    plain = eval_run(run, backend="reference")["views"]
+    plain = eval_run(run, backend=BACKEND)["views"]
     name = next(name for name in plain)
     file = tiny_folder / "ignore" / f"{name.removeprefix('images/')[:-4]}.png"
     file.parent.mkdir()
     Image.fromarray(np.where(np.arange(48) < 24, 255, 0).astype(np.uint8)[None].repeat(48, 0)).save(file)
     try:
-        scored = eval_run(run, backend="reference")["views"]
+        scored = eval_run(run, backend=BACKEND)["views"]
     finally:
         file.unlink()
         file.parent.rmdir()
@@ -255,3 +261,67 @@ def test_what_is_wrong_with_pictures_of_what_to_ignore(tmp_path):
         Image.fromarray(np.full((72, 96), 255, np.uint8)).save(tmp_path / "ignore" / f"{i:03d}.png")
     with pytest.raises(SceneError, match="nothing is left to learn from"):
         load_scene(capture, BOX)
+
+
+# ---- passers-by that nobody marked
+
+
+def test_every_pixel_has_its_own_patch():
+    """Patches are squares of one photograph, and every pixel is in one."""
+    shapes = [(30, 100), (90, 50), (5, 5)]
+    patches = Patches(shapes, torch.device("cpu"))
+    seen, first = set(), 0
+    for view, (h, w) in enumerate(shapes):
+        n = h * w
+        batch = Batch(rays_of(n, view), torch.zeros(n, 3), None, first + torch.arange(n))
+        of = patches.of(batch).view(h, w)
+        for k in of.unique().tolist():
+            rows, columns = (of == k).nonzero().unbind(1)
+            area = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+            assert area == (of == k).sum() and max(h, w) / 40 <= patches.edge[view] <= max(h, w) / 40 + 1
+            assert k not in seen
+            seen.add(k)
+        first += n
+    assert seen == set(range(len(patches.off)))
+
+
+def rays_of(n, view):
+    return make_rays(torch.zeros(n, 3), torch.tensor([0.0, 0.0, 1.0]).expand(n, 3), torch.full((n,), view))
+
+
+def test_patches_far_worse_than_most_count_for_little():
+    patches = Patches([(40, 40)], torch.device("cpu"))
+    assert (patches.trust(torch.arange(1600)) == 1).all()
+    for _ in range(3):
+        patches.note(torch.arange(1000), torch.full((1000,), 0.1))
+        patches.note(torch.arange(1000, 1100), torch.full((100,), 1.0))
+    assert (patches.trust(torch.arange(1600)) == 1).all()  # before the first judgement
+    patches.judge(2.0)
+    trust = patches.trust(torch.arange(1600))
+    assert (trust[:1000] > 0.9).all() and (trust[1000:1100] < 0.01).all() and (trust[1100:] == 1).all()  # the last were never seen
+    patches.judge(math.inf)
+    assert (patches.trust(torch.arange(1600)) == 1).all()
+
+
+def test_what_a_patch_is_off_by_is_a_running_mean():
+    patches = Patches([(40, 40)], torch.device("cpu"))
+    patches.note(torch.tensor([7, 7, 8]), torch.tensor([0.2, 0.4, 1.0]))
+    torch.testing.assert_close(patches.off[7:9], torch.tensor([0.3, 1.0]))
+    patches.note(torch.tensor([7]), torch.tensor([0.8]))
+    torch.testing.assert_close(patches.off[7:9], torch.tensor([0.4, 1.0]))
+
+
+def test_both_ways_to_learn_note_the_same(tiny):
+    run = training(tiny)
+    if run.fused is None:
+        pytest.skip("the native library isn't built")
+    run.fused.close, run.fused.longest = 0.0, 1.0
+    state, noted = run.generator.get_state(), []
+    for fused in (run.fused, None):
+        run.fused = fused
+        run.generator.set_state(state)
+        run.patches.off.fill_(-1)
+        learn(run)
+        noted.append(run.patches.off.clone())
+    assert (noted[0] >= 0).sum() > 40
+    torch.testing.assert_close(*noted, atol=1e-4, rtol=0)

@@ -151,7 +151,7 @@ class Learned:
     losses: Tensor  # (4,): color, mask and smooth, weighed, and the mean squared error
     behind: Tensor  # (n_rays, 3), gradient of `Look.behind`
     appearance: Tensor | None  # (n_rays, a), of the embeddings
-    off: Tensor  # (n_rays,) how far off each ray's colour is, by `Look.huber`, summed over channels
+    errors: Tensor  # (n_rays, 3), colours less `Look.target`
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class _Refresh(ctypes.Structure):
 class _StepResult(ctypes.Structure):
     """native.h's StepResult."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("losses", "d_table", "d_w1", "d_w2", "d_head", "d_behind", "d_appearance", "off"))
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("losses", "d_table", "d_w1", "d_w2", "d_head", "d_behind", "d_appearance", "errors"))
 
 
 class NativeBackend:
@@ -277,8 +277,8 @@ class NativeBackend:
             *(None if a is None else a.data_ptr() for a in (embedded, trust)), dimensions,
         )  # fmt: skip
         d_embedded = None if embedded is None else torch.empty_like(embedded)
-        off = torch.empty(n)
-        into = [losses, gradients.table, gradients.w1, gradients.w2, d_head, d_behind, d_embedded, off]
+        errors = torch.empty(n, 3)
+        into = [losses, gradients.table, gradients.w1, gradients.w2, d_head, d_behind, d_embedded, errors]
         for a, b in zip((gradients.table, gradients.w1, gradients.w2), (p.table, p.w1, p.w2), strict=True):
             assert a.shape == b.shape and a.is_contiguous() and a.dtype == torch.float32, (a.shape, b.shape, a.dtype)
         result = _StepResult(*(None if a is None else a.data_ptr() for a in into))
@@ -288,7 +288,7 @@ class NativeBackend:
         parts = torch.split(d_head, [w.numel() for w in used])
         for gradient, part, w in zip(gradients.head, parts, used, strict=True):
             gradient.zero_()[: w.shape[0], : w.shape[1]] = part.view_as(w)
-        return Learned(losses, d_behind, d_embedded, off)
+        return Learned(losses, d_behind, d_embedded, errors)
 
     def adam_(
         self, p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, rate: float, betas: tuple[float, float], eps: float

@@ -111,7 +111,7 @@ struct Step {
 struct StepResult {  // all overwritten; d_behind and d_appearance may be null
   float* losses;     // color, mask, smooth, mean squared error
   float *d_table, *d_w1, *d_w2, *d_head, *d_behind;
-  float *d_appearance, *off;  // (n, dimensions); (n,), how far off each ray is
+  float *d_appearance, *errors;  // (n, dimensions); (n, 3), rgb - target
 };
 
 struct Kernels {

@@ -66,7 +66,7 @@ struct StepWork {  // what all threads share
   float *x, *q, *g_h, *u;   // of packed points, in blocks: x and q of 3, G_h, u (h before it is known)
   float* jacobian;          // blocks of the packed points from `slopes_from` on
   int64_t slopes_from;
-  float *d_behind, *d_appearance, *off;
+  float *d_behind, *d_appearance, *errors;
 };
 
 // From the middle of the scene, kept off 0
@@ -139,11 +139,11 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
     const float error = rgb[c] + (1.0f - opacity) * behind[c] - target[c], size = __builtin_fabsf(error);
     off += size < s.huber ? 0.5f * error * error / s.huber : size - 0.5f * s.huber;
     totals.square += error * error;
+    work.errors[3 * ray + c] = error;
     d_rgb[c] = size < s.huber ? error / s.huber : error > 0.0f ? 1.0f : error < 0.0f ? -1.0f : 0.0f;
   }
   const float factor = s.trust ? s.trust[ray] : 1.0f, trust = 1.0f / (1.0f + off / s.outlier);
   totals.color += factor * off * trust;
-  work.off[ray] = off;
   float base = 0.0f;  // gradient of any weight, by the opacity
   for (int c = 0; c < 3; c++) {
     d_rgb[c] *= s.color_weight * share * factor * trust * trust;
@@ -394,7 +394,7 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   const int64_t slopes_from = sees_normals(step) ? 0 : plan.packed_rays;
   float *x = arena.take(3 * packed), *q = arena.take(3 * packed), *g_h = arena.take(packed * w.ep), *u = arena.take(packed * w.ep);
   float* jacobian = arena.take((packed - size_t(slopes_from)) * 3 * w.width);
-  const StepWork work{grid, step, w, head, in_use, count, x, q, g_h, u, jacobian, slopes_from, result.d_behind, step.dimensions ? result.d_appearance : nullptr, result.off};
+  const StepWork work{grid, step, w, head, in_use, count, x, q, g_h, u, jacobian, slopes_from, result.d_behind, step.dimensions ? result.d_appearance : nullptr, result.errors};
   encode_packed(work, plan, threads, most);
 
   const int64_t segments = segments_of(plan.tiles);
