@@ -14,6 +14,7 @@ from .rays import Batch
 
 ACROSS = 32  # patches along a photograph's longer side
 MEMORY = 0.9  # of the running means, a visit
+LEAST = 1e-6  # a photograph isn't off by less
 
 
 class Patches:
@@ -57,7 +58,7 @@ class Patches:
     def judge(self, times: float) -> None:
         """From now on patches that are off by `times` the median, summed over channels, count half."""
         off = self.errors[self.visits > 0.0].abs().sum(1)
-        self.bound.fill_(times * float(off.median()) if len(off) and times < torch.inf else torch.inf)
+        self.bound.fill_(max(times * float(off.median()), LEAST) if len(off) and times < torch.inf else torch.inf)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""

@@ -111,7 +111,9 @@ class _Refresh(ctypes.Structure):
 class _StepResult(ctypes.Structure):
     """native.h's StepResult."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("losses", "d_table", "d_w1", "d_w2", "d_head", "d_behind", "d_appearance", "errors"))
+    _fields_ = tuple(
+        (name, ctypes.c_void_p) for name in ("losses", "d_table", "d_w1", "d_w2", "d_head", "d_behind", "d_appearance", "errors")
+    )
 
 
 class NativeBackend:

@@ -247,7 +247,7 @@ def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
     """
     folder = path / "ignore" if where == "auto" else next((f for f in (Path(where), path / where) if f.is_dir()), None)
     if where == "none":
-        return list(views)
+        return [replace(view, ignore=None) for view in views]
     if folder is None:
         raise SceneError(f"scene.ignore: want auto, none or a folder, found {where!r}, which is no folder")
     if folder.is_dir():
@@ -261,7 +261,7 @@ def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
     else:
         beside = [view.image.with_name(f"dynamic_mask_{view.image.stem}.png") for view in views]
         found = [file if file.is_file() else None for file in beside]
-    views = [replace(view, ignore=file) for view, file in zip(views, found, strict=True)]
+    views = [replace(view, ignore=file or view.ignore) for view, file in zip(views, found, strict=True)]
     for view in views:
         if view.ignore is not None:
             _check_shape("picture of what to ignore", view.ignore, view.camera)
