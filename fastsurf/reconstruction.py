@@ -244,35 +244,3 @@ def background_kind(scene: Scene, config: Config) -> str:
     if config.scene.background != "auto":
         return config.scene.background
     return "random" if scene.masks is not None else "model"
-
-
-class Phases:
-    """Tells the hooks about phases and keeps their times."""
-
-    def __init__(self, events: Hook):
-        self.events = events
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, name: str) -> "Phases":
-        self.name, self.detail = name, ""
-        return self
-
-    def __enter__(self) -> "Phases":
-        self.start = time.monotonic()
-        self.events(PhaseStarted(self.name))
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.seconds[self.name] = time.monotonic() - self.start
-            self.events(PhaseDone(self.name, self.seconds[self.name], self.detail))
-
-
-def announce(hooks: Sequence[Hook]) -> Hook:
-    """One hook that calls them all, in order."""
-
-    def tell(event: Event) -> None:
-        for hook in hooks:
-            hook(event)
-
-    return tell

@@ -14,14 +14,14 @@ from .backends import Backend
 from .checkpoint import Header, load_model, read_header
 from .errors import CheckpointError, SceneError, UsageError
 from .files import write_whole
-from .hooks import Hook, MeshProgress, Note, Saved
+from .hooks import Hook, MeshProgress, Note, Saved, announce
 from .mesh import Mesh
 from .meshio import read_mesh, write_mesh, writer
 from .metrics import psnr, read_truth, score_mesh, ssim
 from .model import Model
 from .pictures import normal_picture, orbit, png, render_rays, to_bytes
 from .rays import Rays
-from .reconstruction import CHECKPOINT, MESH, announce, compute, make_mesh
+from .reconstruction import CHECKPOINT, MESH, compute, make_mesh
 from .scene import Scene, load_scene
 
 ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizontal field of view in radians
