@@ -3,6 +3,7 @@
 Pixels stay as they are stored: neither COLMAP nor our loaders turn a photograph by its EXIF orientation, so that nothing here may either.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -26,7 +27,8 @@ WINDOW = 0.4  # seconds of a video from which one frame is taken
 FEWEST_FRAMES = 24  # of a short video
 CANDIDATES = 8  # frames of a window whose sharpness is measured
 SHARPNESS_SIDE = 960  # pixels; finer detail is noise
-ORIENTATION = 0x0112  # EXIF tag: how a viewer turns the picture
+EXIF_IFD, MAKE, MODEL, FOCAL_LENGTH = 0x8769, 0x010F, 0x0110, 0x920A  # EXIF tags
+ORIENTATION = 0x0112  # how a viewer turns the picture
 UP = {3: (0, 1), 4: (0, 1), 5: (-1, 0), 6: (-1, 0), 7: (1, 0), 8: (1, 0)}  # by orientation; else (0, -1)
 
 Progress = Callable[[float, str], None]
@@ -94,6 +96,7 @@ def gather(footage: Footage, images: Path, masks: Path, most_frames: int, on_pro
             if (footage.root / name).suffix.lower() in FOREIGN:
                 _convert(footage.root / name, part, target, taken)
             else:
+                _exif(footage.root / name)  # it can be read, or is named here
                 _link(footage.root / name, part / _unique(target, taken))
 
 
@@ -118,7 +121,7 @@ def lens(file: Path) -> tuple[Any, ...]:
 
     exif = _exif(file)
     with Image.open(file) as image:
-        return (*image.size, exif.get(0x010F), exif.get(0x0110), exif.get_ifd(0x8769).get(0x920A))
+        return (*image.size, exif.get(MAKE), exif.get(MODEL), exif.get_ifd(EXIF_IFD).get(FOCAL_LENGTH))
 
 
 def pick_frames(video: Path, folder: Path, most: int, on_progress: Progress) -> None:
@@ -138,7 +141,8 @@ def pick_frames(video: Path, folder: Path, most: int, on_progress: Progress) -> 
         frames = imageio_ffmpeg.read_frames(str(video))
         width, height = next(frames)["size"]
     except (RuntimeError, OSError, KeyError, StopIteration) as e:
-        raise SceneError(f"{video}: can't be read as a video ({str(e).strip().splitlines()[-1] if str(e).strip() else 'no frames'})") from None
+        reason = (str(e).strip() or "no frames in it").splitlines()[-1]
+        raise SceneError(f"{video}: can't be read as a video ({reason})") from None
     windows = int(np.clip(seconds / WINDOW, min(FEWEST_FRAMES, most), most).clip(1, max(count, 1)))
     stride = max(1, count // (windows * CANDIDATES))
     best: tuple[float, int, bytes] | None = None
@@ -149,16 +153,17 @@ def pick_frames(video: Path, folder: Path, most: int, on_progress: Progress) -> 
             picture = Image.frombuffer("RGB", (width, height), best[2], "raw", "RGB", 0, 1)
             picture.save(folder / f"frame_{best[1]:05d}.jpg", quality=95, subsampling=0)
 
-    for k, data in enumerate(frames):
-        if k * windows // max(count, 1) > window:
-            write()
-            window, best = min(k * windows // count, windows), None
-        if k % stride == 0 or best is None:
-            how = sharpness(np.frombuffer(data, np.uint8).reshape(height, width, 3)[..., 1])
-            if best is None or how > best[0]:
-                best = (how, k, data)
-        on_progress(min(1.0, k / max(count, 1)), f"frame {k} of {count}")
-    write()
+    with contextlib.closing(frames):
+        for k, data in enumerate(frames):
+            if k * windows // max(count, 1) > window:
+                write()
+                window, best = min(k * windows // count, windows), None
+            if k % stride == 0 or best is None:
+                how = sharpness(np.frombuffer(data, np.uint8).reshape(height, width, 3)[..., 1])
+                if best is None or how > best[0]:
+                    best = (how, k, data)
+            on_progress(min(1.0, k / max(count, 1)), f"frame {k} of {count}")
+        write()
 
 
 def sharpness(gray: npt.NDArray[np.uint8]) -> float:
@@ -205,13 +210,17 @@ def _convert(file: Path, folder: Path, name: str, taken: set[str]) -> None:
     try:
         with Image.open(file) as image:
             see_through = "A" in image.getbands() and image.getchannel("A").getextrema() != (255, 255)
-            keep = {key: image.info[key] for key in ("exif", "icc_profile") if image.info.get(key)}
+            exif = image.getexif()
+            exif.get_ifd(EXIF_IFD)  # or it would not be written
+            keep: dict[str, Any] = {"exif": exif, "icc_profile": image.info.get("icc_profile")}
             picture = image.convert("RGBA" if see_through else "RGB")
     except (OSError, SyntaxError, ValueError) as e:
         raise SceneError(f"photograph {file} can't be read ({e}): replace it, or take it away") from None
     target = folder / _unique(Path(name).with_suffix(".png" if see_through else ".jpg").as_posix(), taken)
     target.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(target, **({} if see_through else {"quality": 95, "subsampling": 0}), **keep)
+    if not see_through:
+        keep |= {"quality": 95, "subsampling": 0}
+    picture.save(target, **keep)
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -111,3 +111,13 @@ def announce(hooks: Sequence[Hook]) -> Hook:
             hook(event)
 
     return tell
+
+
+def within(events: Hook) -> Hook:
+    """A hook for work that is part of a phase: all but its own phases is passed on."""
+
+    def tell(event: Event) -> None:
+        if not isinstance(event, PhaseStarted | PhaseDone):
+            events(event)
+
+    return tell

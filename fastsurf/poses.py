@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,7 +23,8 @@ from .config import Config, PosesConfig, check
 from .errors import BackendError, SceneError, UsageError
 from .files import write_whole
 from .footage import Footage, find_footage, gather, names_in
-from .hooks import Event, Hook, MeshProgress, Note, Phases, Saved, announce
+from .formats import sniff
+from .hooks import Hook, MeshProgress, Note, Phases, Saved, announce
 
 RECORD, MODEL, PART = "poses.json", "sparse", ".sparse.part"
 MADE = ("images", "masks", "database.db", "database.db-shm", "database.db-wal", "pairs.txt", "colmap.log", MODEL, PART, RECORD)
@@ -100,12 +100,11 @@ def find_poses(
     }
     shutil.rmtree(out / PART, ignore_errors=True)
     (out / PART).mkdir()
+    events(Saved("database", out / "database.db"))
     with _colmap(job, out / "colmap.log") as answers:
         for stage in STAGES:
             with phases(stage) as phase:
                 phase.detail = _follow(answers, stage, events)
-            if stage != "mapping":
-                events(Saved(stage, out / "database.db"))
         found = next(answers)["model"]
     found["left_out"] = sorted(set(names) - set(found["placed"]))
     _judge(found, len(names), config, out)
@@ -116,6 +115,13 @@ def find_poses(
     os.replace(out / PART, out / MODEL)
     events(Saved("scene", out))
     return _poses(out, found, phases.seconds)
+
+
+def is_bare(path: Path) -> bool:
+    """Whether `path` holds photographs or a video, and no cameras: nor does a folder in it, which would be what was meant."""
+    if path.is_dir() and (sniff(path) or any(sniff(folder) for folder in path.iterdir() if folder.is_dir())):
+        return False
+    return find_footage(path) is not None
 
 
 def _asked(footage: Footage, config: PosesConfig, seed: int) -> dict[str, Any]:
@@ -181,7 +187,7 @@ def _colmap(job: dict[str, Any], log: Path) -> Iterator[Iterator[dict[str, Any]]
     with open(log, "ab") as errors:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "fastsurf.sfm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-            env=os.environ | {"PYTHONPATH": path}, encoding="utf-8",
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, encoding="utf-8",  # COLMAP's own threads stay; matches repeat
         )  # fmt: skip
     assert child.stdin is not None and child.stdout is not None
 
@@ -250,11 +256,13 @@ def _judge(found: dict[str, Any], n: int, config: PosesConfig, out: Path) -> Non
 def _notes(found: dict[str, Any], n: int) -> list[str]:
     notes = []
     if found["left_out"]:
-        names, more = found["left_out"][:5], len(found["left_out"]) - 5
-        notes.append(f"{len(found['placed'])} of {n} photographs found their place; not {', '.join(names)}{f' and {more} more' if more > 0 else ''}")
+        names, more = ", ".join(found["left_out"][:5]), len(found["left_out"]) - 5
+        rest = f" and {more} more" if more > 0 else ""
+        notes.append(f"{len(found['placed'])} of {n} photographs found their place; not {names}{rest}")
     if len(found["sizes"]) > 1:
-        rest = ", ".join(str(size) for size in found["sizes"][1:])
-        notes.append(f"the photographs fall into {len(found['sizes'])} models that do not connect: took that of {found['sizes'][0]}, not of {rest}")
+        first, *others = found["sizes"]
+        rest = " and ".join(str(size) for size in others)
+        notes.append(f"the photographs fall into models that do not connect: took the one of {first}, not of {rest}")
     if found["turn"] is None:
         notes.append("the cameras have no common up direction: the scene stays as COLMAP left it")
     return notes

@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,8 +39,11 @@ ALIKE, NEIGHBOURS = 25, 5  # beyond: of each photograph those that look most ali
 OVERLAP, ALIKE_IN_SEQUENCE = 10, 5  # of pictures in sequence; those that look alike close loops
 WORDS, SAMPLE = 32, 20_000  # of the vocabulary that likeness is measured by, and descriptors that it is made from
 DISTORTED = 20  # photographs that a camera needs for four distortion parameters; one where it has fewer
+FITTING = 15  # matches that agree with one motion, for a pair to count
 SMALLEST_MODEL, MOST_MODELS = 3, 5
-FIRST_OCTAVE = 0  # of SIFT: full size; upsampled photographs gave twice the features in four times the time, and the same poses
+SMALL = 640  # pixels up to which photographs are doubled for SIFT; larger ones gave twice the features so, and poses no better (fox)
+CENTRED = 40  # photographs below which a camera's principal point stays in the middle: from 23 (chessman) it came out 75 pixels off
+FURTHEST = 0.03  # of the larger side, that a principal point may move
 
 
 def run(job: dict[str, Any], say: Say, token: Any) -> None:
@@ -76,7 +80,8 @@ def _features(job: dict[str, Any], images: Path, database: Path, names: list[str
         todo = [name for name in names if name in ids and not db.exists_keypoints(ids[name])]
     options = pycolmap.FeatureExtractionOptions()
     options.max_image_size, options.num_threads = job["max_side"], job["threads"]
-    options.sift.max_num_features, options.sift.first_octave = job["features"], FIRST_OCTAVE
+    options.sift.max_num_features = job["features"]
+    options.sift.first_octave = -1 if min(job["max_side"], *(max(lens(images / name)[:2]) for name in names)) <= SMALL else 0
     for portion, done in _portions(todo, max(2, job["threads"])):
         say({"done": len(names) - len(todo) + done, "of": len(names), "detail": "photographs"})
         pycolmap.extract_features(database, images, portion, extraction_options=options, cancellation_token=token)
@@ -92,7 +97,7 @@ def _matches(job: dict[str, Any], scene: Path, database: Path, names: list[str],
     with pycolmap.Database.open(database) as db:
         ids = {image.name: image.image_id for image in db.read_all_images()}
         known = [name for name in names if name in ids and db.num_keypoints_for_image(ids[name])]
-        few = job["pairs"] == "all" or job["pairs"] == "auto" and len(known) <= ALL_PAIRS
+        few = job["pairs"] == "all" or (job["pairs"] == "auto" and len(known) <= ALL_PAIRS)
         alike = [] if few or len(known) < 3 else likeness([db.read_descriptors(ids[name]).data for name in known], job["seed"])
         wanted = [(known[i], known[j]) for i, j in pairs_of(len(known), "all" if few else job["pairs"], alike)]
         todo = [(a, b) for a, b in wanted if not db.exists_two_view_geometry(ids[a], ids[b])]
@@ -108,7 +113,8 @@ def _matches(job: dict[str, Any], scene: Path, database: Path, names: list[str],
         pycolmap.match_image_pairs(database, matching, pairing, verification, cancellation_token=token)
     (scene / "pairs.txt").unlink(missing_ok=True)
     with pycolmap.Database.open(database) as db:
-        verified = int(db.num_verified_image_pairs())
+        _, inliers = db.read_two_view_geometry_num_inliers()
+    verified = sum(n >= FITTING for n in inliers)
     say({"finished": "matching", "detail": f"{verified} of {len(wanted)} pairs fit"})
     return verified
 
@@ -116,7 +122,7 @@ def _matches(job: dict[str, Any], scene: Path, database: Path, names: list[str],
 def _map(job: dict[str, Any], scene: Path, names: list[str], say: Say, token: Any) -> dict[str, Any]:
     """The largest model, turned upright and written; what is said about it."""
     options = pycolmap.IncrementalPipelineOptions()
-    options.num_threads = job["threads"]
+    options.num_threads = 1  # with more, sums come in any order: another model each time, and mapping hardly faster
     options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = job["seed"]
     options.min_model_size, options.max_num_models = SMALLEST_MODEL, MOST_MODELS
     placed = 0
@@ -144,7 +150,7 @@ def _map(job: dict[str, Any], scene: Path, names: list[str], say: Say, token: An
     if not ranked:
         say({"finished": "mapping", "detail": "nothing found its place"})
         return {"placed": [], "sizes": []}
-    model = ranked[0]
+    model = _with_principal_points(ranked[0], token)
     images = [model.images[i] for i in sorted(model.reg_image_ids())]
     poses = np.stack([image.cam_from_world().inverse().matrix() for image in images])  # camera to world, (n, 3, 4)
     ups = np.array([(*up_in_picture(scene / "images" / image.name), 0) for image in images], np.float64)
@@ -166,6 +172,25 @@ def _map(job: dict[str, Any], scene: Path, names: list[str], say: Say, token: An
         ],
         "turn": None if turn is None else turn.tolist(),
     }  # fmt: skip
+
+
+def _with_principal_points(model: Any, token: Any) -> Any:
+    """The model with its cameras' principal points found by bundle adjustment, where that is safe; COLMAP leaves them in the middle."""
+    shared = Counter(model.images[i].camera_id for i in model.reg_image_ids())
+    if min(shared.values()) < CENTRED:
+        return model
+    free = pycolmap.Reconstruction(model)
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_principal_point, options.print_summary = True, False
+    options.ceres.solver_options.num_threads = 1
+    pycolmap.bundle_adjustment(free, options, cancellation_token=token)
+    for i in shared:
+        before, after = model.cameras[i], free.cameras[i]
+        moved = max(abs(before.principal_point_x - after.principal_point_x), abs(before.principal_point_y - after.principal_point_y))
+        if moved > FURTHEST * max(before.width, before.height):
+            return model
+    free.update_point_3d_errors()
+    return free
 
 
 def camera_groups(folder: Path, names: Sequence[str], how: str) -> list[list[str]]:

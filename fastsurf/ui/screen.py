@@ -55,7 +55,8 @@ class Board:
     state: TrainState | None = None
     curves: dict[str, Curve] = field(default_factory=lambda: {name: Curve() for name in ("loss", "psnr", "interval", "occupied", "speed")})
     preview: Preview | None = None
-    done: float | None = None  # of the present phase
+    done: float | None = None  # of the present phase, or of what `doing` names
+    doing: str = ""
     notes: list[str] = field(default_factory=list)
     saved: float | None = None  # time of the last checkpoint
 
@@ -67,10 +68,10 @@ class Board:
                 self.phases[name] = Phase(self.clock(), None, detail)
                 for other in waiting:
                     self.phases[other] = self.phases.pop(other)
-                self.done = None
+                self.done, self.doing = None, ""
             case PhaseDone(name, seconds, detail):
                 self.phases[name] = Phase(0.0, seconds, detail)
-                self.done = None
+                self.done, self.doing = None, ""
             case TrainState():
                 self.state, self.done = event, event.progress
                 numbers = (event.loss, event.psnr, event.half_width, event.occupied, event.samples_per_second)
@@ -78,8 +79,8 @@ class Board:
                     curve.add(number)
             case Preview():
                 self.preview = event
-            case MeshProgress(done, _):
-                self.done = done
+            case MeshProgress(done, detail):
+                self.done, self.doing = done, detail
             case Note(text):
                 self.notes.append(text)
             case Saved("checkpoint", _):
@@ -223,6 +224,8 @@ def _bar_line(board: Board, inner: int, stopping: bool) -> Line:
     words = f"  {board.done:4.0%}"
     if current[0] == "train" and board.state is not None:
         words += f"  step {board.state.step:,}  {duration(board.state.seconds_left)} left"
+    elif board.doing:
+        words += f"  {board.doing}"
     if stopping:
         words += "  finishing early" if current[0] == "train" else "  writing the mesh"
     columns = max(8, inner - len(words))
