@@ -238,6 +238,8 @@ def _exif(file: Path) -> Any:
 
     try:
         with Image.open(file) as image:
+            if image.format == "PNG" and "exif" not in image.info:
+                return Image.Exif()  # or Pillow would decode all of it to look behind the pixels
             return image.getexif()
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise SceneError(f"photograph {file} can't be read ({e}): replace it, or take it away") from None

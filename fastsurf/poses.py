@@ -249,7 +249,8 @@ def _judge(found: dict[str, Any], n: int, config: PosesConfig, out: Path) -> Non
         why = "parts of the photographs share too little with the others: take some in between"
     else:
         why = "the camera hardly moved between them, or what they show did: walk round a thing that stands still"
-    accept = f"; --least {max(placed - 1, 0) / n:.1f} takes what there is" if placed >= 3 else ""
+    least = max(placed - 1, 0) / n
+    accept = f"; --least {least:.1f} (reconstruct: --set poses.least={least:.1f}) takes what there is" if placed >= 3 else ""
     raise SceneError(f"{how}. {why[0].upper()}{why[1:]}{accept}")
 
 

@@ -22,7 +22,7 @@ from fastsurf.hooks import PhaseDone, PhaseStarted, Saved
 from fastsurf.options import Photographs, Reconstruct, Settings, configure, flags
 
 PACKAGE = str(Path(fastsurf.__file__).parents[1])
-VERBS = ("info", "reconstruct", "mesh", "render", "eval", "demo")
+VERBS = ("info", "poses", "reconstruct", "mesh", "render", "eval", "demo")
 TINY = [word for setting in SMALL for word in ("--set", setting)] + ["--threads", "1"]
 
 

@@ -134,10 +134,9 @@ def test_what_is_stopped_goes_on_and_ends_the_same(made, walk, tmp_path, stage):
 def test_masks_come_along(made, walk, tmp_path):
     (tmp_path / "capture").mkdir()
     shutil.copytree(walk, tmp_path / "capture/images")
+    (tmp_path / "capture/masks").mkdir()
     for file in walk.glob("*.png"):
-        Image.new("L", corner.photograph(corner.walk(tmp_path / "again", n=1)[0]).shape[1::-1], 255).save(tmp_path / "m.png")
-        (tmp_path / "capture/masks").mkdir(exist_ok=True)
-        shutil.copy(tmp_path / "m.png", tmp_path / "capture/masks" / file.name)
+        Image.new("L", (corner.CAMERA.width, corner.CAMERA.height), 255).save(tmp_path / "capture/masks" / file.name)
     assert is_bare(tmp_path / "capture")
     find_poses(tmp_path / "capture", tmp_path / "scene")
     assert all(view.mask == tmp_path / "scene/masks" / view.name for view in load(tmp_path / "scene").views)
@@ -167,7 +166,7 @@ def test_too_few_in_place_are_an_error_that_least_accepts(walk, tmp_path):
     shutil.copytree(walk, tmp_path / "in")
     for k in range(2):
         Image.fromarray(corner.wallpaper(10 + k)[:180, :240]).save(tmp_path / f"in/stranger{k}.png")
-    with pytest.raises(SceneError, match=r"8 of 10 photographs found their place, want 90%.*--least 0.7 takes what there is"):
+    with pytest.raises(SceneError, match=r"8 of 10 photographs found their place, want 90%.*--least 0.7 .*takes what there is"):
         find_poses(tmp_path / "in", tmp_path / "scene", PosesConfig(least=0.9))
     assert len(find_poses(tmp_path / "in", tmp_path / "scene", PosesConfig(least=0.7)).placed) == 8
 
@@ -208,10 +207,11 @@ def test_photographs_that_cannot_be_read_are_named(walk, tmp_path):
 
 def test_without_pycolmap_there_is_one_line(walk, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(poses, "load_pycolmap", lambda: None)
-    fails(capsys, 4, "finding cameras needs pycolmap, which is not installed: pip install pycolmap", "poses", walk, "-o", tmp_path / "s", "--quiet")
+    words = ("poses", walk, "-o", tmp_path / "s", "--quiet")
+    fails(capsys, 4, "finding cameras needs pycolmap, which is not installed: pip install pycolmap", *words)
     monkeypatch.undo()
     monkeypatch.setattr(poses.metadata, "version", lambda name: "3.11.1")
-    fails(capsys, 4, "needs pycolmap 4.2 or newer, found 3.11.1", "poses", walk, "-o", tmp_path / "s", "--quiet")
+    fails(capsys, 4, "needs pycolmap 4.2 or newer, found 3.11.1", *words)
 
 
 def test_a_colmap_that_dies_is_reported(walk, tmp_path, monkeypatch):
@@ -247,18 +247,22 @@ def test_poses_says_what_was_found_and_what_comes_next(made, walk, capsys):
 def test_wrong_words_are_one_line(walk, tmp_path, capsys):
     fails(capsys, 2, "poses wants PHOTOS", "poses")
     fails(capsys, 2, "poses wants -o DIR", "poses", walk)
-    fails(capsys, 2, "poses has no --feature; did you mean --features?", "poses", walk, "-o", tmp_path / "s", "--feature", "9")
-    fails(capsys, 2, "poses.cameras: want one of auto, one, folder, each", "poses", walk, "-o", tmp_path / "s", "--cameras", "two", "--quiet")
+    words = ("poses", walk, "-o", tmp_path / "s", "--quiet")
+    fails(capsys, 2, "poses has no --feature; did you mean --features?", *words, "--feature", "9")
+    fails(capsys, 2, "poses.cameras: want one of auto, one, folder, each", *words, "--cameras", "two")
+    fails(capsys, 2, "--seed and --threads want 0 or more, found -1", *words, "--seed", "-1")
 
 
 def test_ctrl_c_keeps_the_database(walk, tmp_path):
-    child = process(["-m", "fastsurf", "poses", walk, "-o", tmp_path / "scene"])
+    out = tmp_path / "scene"
+    child = process(["-m", "fastsurf", "poses", walk, "-o", out])
     for line in child.stdout:
         if line.startswith(("features", "matching")):
             break
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=20)
-    assert child.returncode == 130 and err == f"fastsurf: stopped; {tmp_path}/scene/database.db is kept: the same command goes on from there\n"
+    assert child.returncode == 130
+    assert err == f"fastsurf: stopped; {out}/database.db is kept: the same command goes on from there\n"
 
 
 def test_reconstruct_finds_cameras_first_and_only_once(walk, tmp_path, capsys):
@@ -295,7 +299,8 @@ def test_pairs():
 def test_pictures_of_the_same_things_are_alike():
     rng = np.random.default_rng(0)
     things = rng.integers(0, 256, (3, 400, 128))
-    pictures = [np.clip(things[k % 3][rng.permutation(400)[:300]] + rng.integers(-20, 20, (300, 128)), 0, 255).astype(np.uint8) for k in range(12)]
+    seen = [things[k % 3][rng.permutation(400)[:300]] + rng.integers(-20, 20, (300, 128)) for k in range(12)]
+    pictures = [np.clip(descriptors, 0, 255).astype(np.uint8) for descriptors in seen]
     for k, others in enumerate(likeness(pictures, seed=0)):
         assert sorted(others) == [i for i in range(12) if i != k] and {i % 3 for i in others[:3]} == {k % 3}
 
@@ -327,11 +332,11 @@ def test_cameras_are_shared_as_asked(tmp_path):
 
 
 def test_a_dozen_photographs_of_the_fox(shared_data, tmp_path):
-    source = sorted((shared_data / "ngp_fox/images").iterdir())[:14]
+    source = sorted((shared_data / "ngp_fox/images").iterdir())[:12]
     (tmp_path / "in").mkdir()
     for file in source:
         with Image.open(file) as image:
             image.resize((540, 960)).save(tmp_path / "in" / file.name, quality=95)
     found = find_poses(tmp_path / "in", tmp_path / "scene")
     off, turned = against(load(found.scene).views, load(shared_data / "ngp_fox").views)
-    assert len(found.placed) == 14 and np.median(off) < 0.02 and np.median(turned) < 1.5
+    assert len(found.placed) == 12 and np.median(off) < 0.02 and np.median(turned) < 1.5
