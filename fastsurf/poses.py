@@ -95,17 +95,7 @@ def find_poses(
         gather(footage, out / "images", out / "masks", config.frames, lambda done, what: events(MeshProgress(done, what)))
         names = names_in(out / "images")
         phase.detail = f"{len(names)} {'frames of a video' if footage.is_video else 'photographs'}"
-    job = {"scene": str(out.resolve()), "model": str(out.resolve() / PART / "0"), "threads": threads or os.cpu_count() or 1} | {
-        key: asked[key] for key in ("pairs", "cameras", "max_side", "features", "seed")
-    }
-    shutil.rmtree(out / PART, ignore_errors=True)
-    (out / PART).mkdir()
-    events(Saved("database", out / "database.db"))
-    with _colmap(job, out / "colmap.log") as answers:
-        for stage in STAGES:
-            with phases(stage) as phase:
-                phase.detail = _follow(answers, stage, events)
-        found = next(answers)["model"]
+    found = _place(out, asked, threads or os.cpu_count() or 1, phases)
     found["left_out"] = sorted(set(names) - set(found["placed"]))
     _judge(found, len(names), config, out)
     for note in _notes(found, len(names)):
@@ -115,6 +105,19 @@ def find_poses(
     os.replace(out / PART, out / MODEL)
     events(Saved("scene", out))
     return _poses(out, found, phases.seconds)
+
+
+def _place(out: Path, asked: dict[str, Any], threads: int, phases: Phases) -> dict[str, Any]:
+    """Run COLMAP; the model is left in out/PART/0, and what it said about it returned."""
+    shutil.rmtree(out / PART, ignore_errors=True)
+    (out / PART).mkdir()
+    job = {"scene": str(out.resolve()), "model": str(out.resolve() / PART / "0"), "threads": threads}
+    phases.events(Saved("database", out / "database.db"))
+    with _colmap(job | {key: asked[key] for key in ("pairs", "cameras", "max_side", "features", "seed")}, out / "colmap.log") as answers:
+        for stage in STAGES:
+            with phases(stage) as phase:
+                phase.detail = _follow(answers, stage, phases.events)
+        return dict(next(answers)["model"])
 
 
 def is_bare(path: Path) -> bool:

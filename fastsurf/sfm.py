@@ -67,10 +67,10 @@ def run(job: dict[str, Any], say: Say, token: Any) -> None:
 def _features(job: dict[str, Any], images: Path, database: Path, names: list[str], say: Say, token: Any) -> int:
     """Returns the median number of features of a photograph."""
     with pycolmap.Database.open(database) as db:
-        known = {image.name for image in db.read_all_images()}
-        if known != set(names):
+        fresh = not db.num_keypoints()  # else all photographs were entered long ago
+        if fresh:
             db.clear_all_tables()
-    if known != set(names):
+    if fresh:
         for group in camera_groups(images, names, job["cameras"]):
             reader = pycolmap.ImageReaderOptions()
             reader.camera_model = "OPENCV" if len(group) >= DISTORTED else "SIMPLE_RADIAL"
