@@ -229,7 +229,7 @@ def _follow(answers: Iterator[dict[str, Any]], stage: str, events: Hook) -> str:
         if "finished" in answer:
             assert answer["finished"] == stage, (answer, stage)
             return str(answer["detail"])
-        events(MeshProgress(answer["done"] / max(answer["of"], 1), f"{stage}: {answer['done']:,} of {answer['of']:,} {answer['detail']}"))
+        events(MeshProgress(answer["done"] / max(answer["of"], 1), f"{stage} {answer['done']:,} of {answer['of']:,}"))
     raise AssertionError(stage)
 
 

@@ -3,7 +3,7 @@
 A fault inside COLMAP can end its process, and it writes to the terminal as it likes; neither reaches the user's screen from here. The job
 comes as one JSON line on stdin; when stdin ends, so does the work. Answers are JSON lines on what was stdout:
 
-    {"done": 12, "of": 50, "detail": "..."}     progress of the stage at work
+    {"done": 12, "of": 50}                      progress of the stage at work
     {"finished": "features", "detail": "..."}   a stage has ended: features, matching, mapping, in this order
     {"model": {...}}                            at the end
     {"error": "..."}                            or this
@@ -83,7 +83,7 @@ def _features(job: dict[str, Any], images: Path, database: Path, names: list[str
     options.sift.max_num_features = job["features"]
     options.sift.first_octave = -1 if min(job["max_side"], *(max(lens(images / name)[:2]) for name in names)) <= SMALL else 0
     for portion, done in _portions(todo, max(2, job["threads"])):
-        say({"done": len(names) - len(todo) + done, "of": len(names), "detail": "photographs"})
+        say({"done": len(names) - len(todo) + done, "of": len(names)})
         pycolmap.extract_features(database, images, portion, extraction_options=options, cancellation_token=token)
     with pycolmap.Database.open(database) as db:
         counts = [db.num_keypoints_for_image(ids[name]) if name in ids else 0 for name in names]
@@ -108,7 +108,7 @@ def _matches(job: dict[str, Any], scene: Path, database: Path, names: list[str],
     verification.ransac.random_seed = job["seed"]
     pairing.match_list_path = str(scene / "pairs.txt")
     for portion, done in _portions(todo, 8):
-        say({"done": len(wanted) - len(todo) + done, "of": len(wanted), "detail": "pairs"})
+        say({"done": len(wanted) - len(todo) + done, "of": len(wanted)})
         (scene / "pairs.txt").write_text("".join(f"{a} {b}\n" for a, b in portion), encoding="utf-8")
         pycolmap.match_image_pairs(database, matching, pairing, verification, cancellation_token=token)
     (scene / "pairs.txt").unlink(missing_ok=True)
@@ -138,7 +138,7 @@ def _map(job: dict[str, Any], scene: Path, names: list[str], say: Say, token: An
         tell()
 
     def tell() -> None:
-        say({"done": placed, "of": len(names), "detail": "photographs placed"})
+        say({"done": placed, "of": len(names)})
 
     work = Path(job["model"]).with_name(".models")
     work.mkdir(exist_ok=True)

@@ -84,7 +84,7 @@ def test_what_is_reported_is_what_was_found(made):
     assert [e.name for e in events if isinstance(e, PhaseDone)] == list(found.seconds) == ["read", "features", "matching", "mapping"]
     assert not [e for e in events if isinstance(e, Note)] and Saved("scene", found.scene) in events
     progress = [e for e in events if isinstance(e, MeshProgress)]
-    assert all(0 <= e.done <= 1 for e in progress) and {e.detail.split(":")[0] for e in progress} >= {"features", "matching", "mapping"}
+    assert all(0 <= e.done <= 1 for e in progress) and {e.detail.split()[0] for e in progress} >= {"features", "matching", "mapping"}
 
 
 def test_a_scene_stands_upright(made):
