@@ -5,13 +5,10 @@ poses.json (what was asked for, and what came of it), colmap.log, and, at the ve
 COLMAP's own, of arbitrary scale, turned so that the cameras' mean up direction is +z.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -19,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .cameras import load_pycolmap
+from .child import ChildError, python_at_work
 from .config import Config, PosesConfig, check
 from .errors import BackendError, SceneError, UsageError
 from .files import write_whole
@@ -31,7 +29,6 @@ MADE = ("images", "masks", "database.db", "database.db-shm", "database.db-wal", 
 LEAST_PYCOLMAP = (4, 2)
 STAGES = ("features", "matching", "mapping")
 FEW_FEATURES = 300  # of a photograph: blurred, or of plain surfaces
-PATIENCE = 5.0  # seconds that a stopped COLMAP gets to end by itself
 
 
 @dataclass(frozen=True)
@@ -113,11 +110,17 @@ def _place(out: Path, asked: dict[str, Any], threads: int, phases: Phases) -> di
     (out / PART).mkdir()
     job = {"scene": str(out.resolve()), "model": str(out.resolve() / PART / "0"), "threads": threads}
     phases.events(Saved("database", out / "database.db"))
-    with _colmap(job | {key: asked[key] for key in ("pairs", "cameras", "max_side", "features", "seed")}, out / "colmap.log") as answers:
-        for stage in STAGES:
-            with phases(stage) as phase:
-                phase.detail = _follow(answers, stage, phases.events)
-        return dict(next(answers)["model"])
+    job |= {key: asked[key] for key in ("pairs", "cameras", "max_side", "features", "seed")}
+    child = python_at_work(["-P", "-m", "fastsurf.sfm"], json.dumps(job), out / "colmap.log", "COLMAP", OMP_NUM_THREADS="1")
+    try:
+        with child as lines:  # COLMAP has its own threads; OpenMP's inside them made matches differ from run to run
+            answers = map(json.loads, lines)
+            for stage in STAGES:
+                with phases(stage) as phase:
+                    phase.detail = _follow(answers, stage, phases.events)
+            return dict(next(answers)["model"])
+    except ChildError as e:
+        raise BackendError(f"{e}; the same command goes on where it was") from None
 
 
 def is_bare(path: Path) -> bool:
@@ -180,45 +183,6 @@ def _want_pycolmap() -> None:
     version = metadata.version("pycolmap")
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < LEAST_PYCOLMAP:
         raise BackendError(f"finding cameras needs pycolmap 4.2 or newer, found {version}: pip install --upgrade pycolmap")
-
-
-@contextlib.contextmanager
-def _colmap(job: dict[str, Any], log: Path) -> Iterator[Iterator[dict[str, Any]]]:
-    """COLMAP at work on `job`; yields its answers. Leaving early, for whatever reason, ends it."""
-    home = str(Path(__file__).parents[1])
-    path = os.pathsep.join(p for p in (home, os.environ.get("PYTHONPATH", "")) if p)
-    with open(log, "ab") as errors:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "fastsurf.sfm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, encoding="utf-8",  # COLMAP's own threads stay; matches repeat
-        )  # fmt: skip
-    assert child.stdin is not None and child.stdout is not None
-
-    def answers() -> Iterator[dict[str, Any]]:
-        assert child.stdout is not None
-        for line in child.stdout:
-            yield json.loads(line)
-        code = child.wait()
-        raise BackendError(f"COLMAP ended with {_ending(code)}; the same command goes on where it was, {log} has its last words")
-
-    try:
-        with contextlib.suppress(BrokenPipeError):
-            child.stdin.write(json.dumps(job) + "\n")
-            child.stdin.flush()
-        yield answers()
-    finally:
-        with contextlib.suppress(BrokenPipeError):
-            child.stdin.close()
-        try:
-            child.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        child.stdout.close()
-
-
-def _ending(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def _follow(answers: Iterator[dict[str, Any]], stage: str, events: Hook) -> str:

@@ -215,8 +215,8 @@ def test_without_pycolmap_there_is_one_line(walk, tmp_path, monkeypatch, capsys)
 
 
 def test_a_colmap_that_dies_is_reported(walk, tmp_path, monkeypatch):
-    monkeypatch.setattr(poses.sys, "executable", shutil.which("false"))
-    with pytest.raises(BackendError, match=r"COLMAP ended with exit code 1; the same command goes on where it was, .*colmap.log"):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(BackendError, match=r"COLMAP ended with exit code 1: .*colmap.log\); the same command goes on where it was"):
         find_poses(walk, tmp_path / "scene")
 
 
