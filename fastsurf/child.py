@@ -61,7 +61,7 @@ def run_python(words: Sequence[str], log: Path, what: str, on_line: Callable[[st
 def python_at_work(words: Sequence[str], job: str, log: Path, what: str, **variables: str) -> Iterator[Iterator[str]]:
     """`python WORDS...` while the `with` lasts; yields the lines of its stdout, which end in a ChildError.
 
-    Its stdin is the line `job`; it ends when the work is no longer wanted or this process is gone, and the other should end within PATIENCE.
+    Its stdin is the line `job`; it ends when the work is no longer wanted or this process is gone, and PATIENCE later the other too.
 
     Args:
         log: a file that what it says on stderr is added to.
