@@ -30,7 +30,7 @@ class SceneConfig:
 
     center: tuple[float, float, float] | None = None  # of the scene box, in the input's own frame; None: found
     radius: float | None = None  # half the edge of the scene box, in the input's own units; None: found
-    masks: str = "auto"  # auto: those found | ignore | a folder of masks
+    masks: str = "auto"  # auto: those found, or made where surroundings are black | ignore | a folder of masks
     background: str = "auto"  # auto: random behind masks, else model | random | white | black | model
     holdout: int = 0  # every n-th view is kept out of training and scored; 0: only what the scene itself holds out
     max_side: int = 1600  # photographs larger than this are reduced on loading, pixels
