@@ -43,7 +43,7 @@ class FieldConfig:
     levels: int = 12
     log2_entries: int = 18  # largest table of one level
     base_resolution: int = 16
-    finest_resolution: int = 0  # cells along the scene box at the finest level; 0: two per pixel on the object
+    finest_resolution: int = 0  # cells along the box at the finest level; 0: two per pixel on the object, fewer of few views without masks
     width: int = 64
     first_levels: int = 6  # coarse-to-fine: levels in use at the start
     grow_until: float = 0.4  # progress at which every level is in use
