@@ -147,6 +147,7 @@ def _check_same(header: Header, run: Training) -> None:
             f"{np.round(scene.center, 4).tolist()}, {scene.radius:.4g}): resume it with its own photographs and masks, or start a new run"
         )
     for name, then, now in (
+        ("the method", header.config.method, run.config.method),
         ("scene.holdout", header.config.scene.holdout, run.config.scene.holdout),
         ("the background", header.background, run.model.background_kind),
     ):

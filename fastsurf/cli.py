@@ -25,7 +25,7 @@ from .errors import FastsurfError, UsageError
 if TYPE_CHECKING:
     from .hooks import Event, Hook
     from .mesh import Mesh
-    from .options import Demo, Eval, Info, MeshAgain, Reconstruct, Render
+    from .options import Compare, Demo, Eval, Info, MeshAgain, Reconstruct, Render
 
 T = TypeVar("T")
 
@@ -41,6 +41,7 @@ Photographs with known cameras in, a solid coloured surface mesh out.
   mesh RUN -o FILE              the mesh again from a finished or running run, at any resolution
   render RUN --views orbit      colour, depth and normal pictures; orbit also as an animation
   eval RUN --gt MESH            scores on held-out views, and against a true surface
+  compare SCENE --gt MESH       several methods for the same time each: one table, one picture
   demo                          photographs made of a known solid, reconstructed and scored
 
   fastsurf VERB --help          the options of a verb
@@ -155,6 +156,8 @@ def _run(args: list[str], interrupt: Interrupt, kept: Kept) -> int:
             return render(wanted)
         case o.Eval() as wanted:
             return evaluate(wanted)
+        case o.Compare() as wanted:
+            return compare(wanted)
         case o.Demo() as wanted:
             return demo(wanted, interrupt, kept)
     raise AssertionError(verb)
@@ -162,7 +165,7 @@ def _run(args: list[str], interrupt: Interrupt, kept: Kept) -> int:
 
 def _verb(args: list[str]) -> tuple[str, list[str]]:
     """The verb and what follows it; a path or an option in its place means reconstruct."""
-    verbs = ("info", "reconstruct", "mesh", "render", "eval", "demo")
+    verbs = ("info", "reconstruct", "mesh", "render", "eval", "compare", "demo")
     first = args[0]
     if first in verbs:
         return first, args[1:]
@@ -178,8 +181,9 @@ def _parse(verb: str, args: list[str]) -> Any:
     from . import options as o
 
     kind: Any = {
-        "info": o.Info, "reconstruct": o.Reconstruct, "mesh": o.MeshAgain, "render": o.Render, "eval": o.Eval, "demo": o.Demo
-    }[verb]
+        "info": o.Info, "reconstruct": o.Reconstruct, "mesh": o.MeshAgain, "render": o.Render, "eval": o.Eval, "compare": o.Compare,
+        "demo": o.Demo,
+    }[verb]  # fmt: skip
     known = ["--help", *o.flags(kind)]
     short = ["-h", *(["-o"] if "--out" in known else [])]
     for flag in (word.partition("=")[0] for word in args if re.match("-[-a-zA-Z]", word)):
@@ -298,10 +302,13 @@ def evaluate(o: "Eval") -> int:
     run = _wanted(o.run, "eval wants a RUN: the folder that a reconstruction left")
     if o.json not in (None, "-"):
         _check_file(Path(str(o.json)), o.force)
+    from .metrics import read_thresholds
+
+    thresholds = read_thresholds(o.thresholds) if o.thresholds is not None else ()
     with _display(o.json, o.quiet, run.name, ("eval",)) as display, _phase("eval", display):
         from .runs import eval_run
 
-        scores = eval_run(run, o.gt, o.mesh, backend=o.backend or "auto", hooks=[display])
+        scores = eval_run(run, o.gt, o.mesh, backend=o.backend or "auto", hooks=[display], thresholds=thresholds)
     if o.json:
         from .ui.jsonlines import finite
 
@@ -309,6 +316,31 @@ def evaluate(o: "Eval") -> int:
     if not o.quiet:
         _say(_table(scores), _people(o.json))
     return 0
+
+
+def compare(o: "Compare") -> int:
+    """`fastsurf compare SCENE`."""
+    from .metrics import read_thresholds
+    from .options import contenders
+
+    path = _wanted(o.scene, "compare wants a SCENE: a folder or file with photographs and cameras")
+    out = o.out or Path("compare") / _name(path)
+    rows = contenders(o)
+    thresholds = read_thresholds(o.thresholds) if o.thresholds is not None else ()
+    try:
+        with _display(o.json, o.quiet, f"compare {_name(path)}", tuple(row.name for row in rows)) as display, \
+                _json_lines(o.json, o.force, False) as lines:
+            from .compare import compare as make
+
+            found = make(path, rows, out, o.gt, o.photographs.format, thresholds, o.force, [lines, display])
+    except KeyboardInterrupt:
+        return _fail(f"stopped; what is finished stays in {out}, and the same command goes on", STOPPED)
+    if not o.quiet:
+        from .compare import summary
+
+        report = [("table", out / "compare.md"), ("look", out / "compare.png")]
+        _say([*summary(found), *(f"{what:<6} {file}" for what, file in report if file.is_file())], _people(o.json))
+    return 1 if any(row.failed for row in found) else 0
 
 
 def demo(o: "Demo", interrupt: Interrupt, kept: Kept) -> int:
@@ -436,11 +468,14 @@ def _closing(path: Path, mesh: "Mesh", seconds: Mapping[str, float], then: str, 
 
 
 def _table(scores: Mapping[str, Any]) -> list[str]:
-    """One line a score; nested ones (each view's, the mesh's) are indented under their name."""
+    """One line a score; nested ones (each view's, the mesh's) are indented under their name, lists have a line an entry."""
     lines = []
     for name, value in scores.items():
         if isinstance(value, Mapping):
             lines += [name, *(f"  {line}" for line in _table(value))] if value else []
+        elif isinstance(value, list):
+            lines.append(f"{name:<19}" + "".join(f"{key:>11}" for key in value[0]))
+            lines += [" " * 19 + "".join(f"{number:11.4g}" for number in entry.values()) for entry in value]
         elif value is not None:
             lines.append(f"{name:<20} {value:.4g}" if isinstance(value, float) else f"{name:<20} {value}")
     return lines

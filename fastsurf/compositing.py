@@ -22,6 +22,12 @@ class Rendering:
     t_surface: Tensor  # (n_rays,) first crossing; t_far where there is none
 
 
+def occupancy(level: Tensor, length: Tensor | float, sharpness: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Alphas and optical depths -log(1 - alpha) of a solid: alpha is occupancy, sigmoid(sharpness * level), whatever the length."""
+    logit = sharpness * level
+    return torch.sigmoid(logit), torch.nn.functional.softplus(logit)
+
+
 def transmittance(alphas: Tensor) -> Tensor:
     """Light that reaches each sample, prod_{j<i} (1 - alpha_j): (n_rays, n_samples)."""
     through = 1.0 - alphas * (1.0 - CLOSEST_TO_OPAQUE)

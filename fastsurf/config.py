@@ -139,6 +139,7 @@ class Config:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    method: str = "unisurf"  # see fastsurf/methods
     backend: str = "auto"  # auto | triton | cuda | native | reference
     precision: str = "exact"  # exact: float32 throughout | fast: half inputs of matrix products, on a GPU
     threads: int = 0  # CPU threads; 0: all
@@ -163,6 +164,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
 }  # fmt: skip
 CHOICES = {
+    "method": ("unisurf",),
     "backend": ("auto", "triton", "cuda", "native", "reference"),
     "precision": ("exact", "fast"),
     "color.direction": ("view", "reflected", "reflected-learn"),
@@ -189,13 +191,18 @@ def _at(config: Any, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), config)
 
 
-def load_config(name_or_file: str | None = None, sets: Sequence[str] = ()) -> Config:
-    """The defaults, with a preset or TOML file and then `section.key=value` settings on top.
+def load_config(name_or_file: str | None = None, sets: Sequence[str] = (), method: str | None = None) -> Config:
+    """The defaults, with what a method has different, then a preset or TOML file, then `section.key=value` settings on top.
 
     Raises:
-        ConfigError: an unknown key (with the nearest known one), a value of the wrong type, no such file.
+        ConfigError: an unknown key (with the nearest known one), a value of the wrong type, no such file, no such method.
     """
     config = Config()
+    if method is not None:
+        if method not in CHOICES["method"]:
+            raise ConfigError(f"method: want one of {', '.join(CHOICES['method'])}; found {method!r}")
+        if method != config.method:
+            config = _merge(config, _read_toml(method), method)
     if name_or_file is not None:
         config = _merge(config, _read_toml(name_or_file), name_or_file)
     for setting in sets:

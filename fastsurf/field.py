@@ -4,14 +4,16 @@
 Positions are in scene units, the level ("logit / s") is 0 on the surface and positive inside, so its slope is roughly 1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .backends import Backend
 from .config import FieldConfig
-from .encoding import FEATURES, entries, growth, level_table
+from .encoding import FEATURES, Level, entries, growth, level_table
 from .rays import Rays
 
 OUT = 16  # the level and 15 features for the colour head
@@ -24,6 +26,33 @@ class FieldSample:
     level: Tensor  # (n,) 0 on the surface, positive inside
     feature: Tensor  # (n, 15)
     normal: Tensor  # (n, 3) unit, outward
+
+
+class Field(Protocol):
+    """What is learned of a shape: an nn.Module. Points are in scene units."""
+
+    @property
+    def levels(self) -> Sequence[Level]:
+        """Of its hash encoding."""
+        ...
+
+    def set_progress(self, progress: float) -> None:
+        """Point of its own schedules."""
+        ...
+
+    def sample(self, x: Tensor, backend: Backend) -> FieldSample:
+        """Level, feature and normal at x (n, 3), differentiable with respect to the parameters."""
+        ...
+
+    def level(self, x: Tensor, backend: Backend) -> Tensor:
+        """The level alone (n,), without gradients: positive inside the solid, 0 on its surface."""
+        ...
+
+    def first_crossing(
+        self, rays: Rays, lattice: Tensor, count: Tensor, step: float, secant_steps: int, backend: Backend
+    ) -> tuple[Tensor, Tensor]:
+        """`surface.search` for this level."""
+        ...
 
 
 class OccupancyField(nn.Module):

@@ -24,7 +24,7 @@ class FusedStep:
 
     def __init__(self, model: Model, backend: FusedBackend):
         self.model, self.backend, self.close, self.longest = model, backend, CLOSE, LONGEST
-        field, head = model.field, model.head
+        field, head = model.occupancy_field(), model.head
         table, w1, w2 = (torch.empty_like(p, requires_grad=False) for p in (field.table, field.w1, field.w2))
         self.gradients = Gradients(table, w1, w2, [torch.empty_like(w, requires_grad=False) for w in head.weights])
 
@@ -64,7 +64,7 @@ class FusedStep:
         return self.backend.place(aim, model.in_use())
 
     def _leave(self) -> None:
-        field, g = self.model.field, self.gradients
+        field, g = self.model.occupancy_field(), self.gradients
         if not field.complete:
             g.w1.mul_(field.fade)  # the call saw w1 * fade
         for p, gradient in zip([field.table, field.w1, field.w2, *self.model.head.weights], [g.table, g.w1, g.w2, *g.head], strict=True):

@@ -6,12 +6,15 @@ culled samples of occupancy at most tau each, it loses at most 1 - (1 - tau)^M o
 draws one point per cell from the global random state, has no dilation, and its traversal exists for CUDA alone.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from .backends import FusedBackend, Parameters, Refresh
 from .config import GridConfig
-from .surface import LevelFn
+
+OpacityFn = Callable[[Tensor], Tensor]  # (n, 3) -> (n,), the alpha of a sample there, in [0, 1]
 
 CHANCES = 2  # updates before an occupancy has sunk below the threshold at which the cell is due: a look may miss the peak of its cell
 LOT = 64  # of so many cells that are not in use one is looked at
@@ -47,7 +50,7 @@ class OccupancyGrid(nn.Module):
         return float(2 * 3**0.5 / self.config.steps)
 
     @torch.no_grad()
-    def update(self, level_fn: LevelFn, generator: torch.Generator, everywhere: bool = False) -> None:
+    def update(self, opacity_fn: OpacityFn, generator: torch.Generator, everywhere: bool = False) -> None:
         """Look at one jittered point in each cell that is due, and in one of LOT others (or in all).
 
         An occupancy that was seen sinks by `decay` at each update. A cell in use is due when few updates are left until its
@@ -69,7 +72,7 @@ class OccupancyGrid(nn.Module):
         points = (corner + jitter) * (2.0 / g) - 1.0
         sunk = values * self.config.decay
         values.copy_(torch.where(in_use, sunk, values))
-        values[looks] = torch.maximum(sunk[looks], torch.sigmoid(level_fn(points)))
+        values[looks] = torch.maximum(sunk[looks], opacity_fn(points))
         # bracketing points of a crossing must both lie in kept cells, and a point may miss the peak of its cell: dilate
         self.occupied.copy_(dilate(self.values > self.threshold))
         self._share = None

@@ -1,11 +1,19 @@
-"""What a rendering is blamed for. Each loss is a mean over rays, its weight stands in `LossConfig`."""
+"""What a rendering is blamed for. Each loss is a mean over rays, its weight stands in `LossConfig`.
+
+Below stand the formulas; at the end, how each is asked of what a training step saw.
+"""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .compositing import Rendering
 from .config import LossConfig
+from .rays import Batch
+from .render import Solid
+from .surface import Crossings
 
 LEAST_OPACITY = 1e-4  # of the logarithm where something should be
 DEEP = 4.0  # optical depth from which the mask loss grows but slowly
@@ -47,3 +55,36 @@ def smooth_loss(normals: Tensor, counts: Tensor) -> Tensor:
     at, near = normals.chunk(2)
     distance: Tensor = (at - near).norm(dim=-1)
     return torch.where(counts, distance, 0.0).sum() / counts.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a training step saw."""
+
+    batch: Batch
+    rendering: Rendering
+    found: Crossings
+    target: Tensor  # (n_rays, 3) what the rays should show
+    config: LossConfig
+    generator: torch.Generator
+
+
+def photometric(solid: Solid, seen: Seen) -> Tensor:
+    """`color_loss` of all rays."""
+    scale = outlier_scale(seen.config, seen.batch.mask is not None)
+    return color_loss(seen.rendering.rgb, seen.target, seen.config.huber, scale)
+
+
+def mask_term(solid: Solid, seen: Seen) -> Tensor:
+    """`mask_loss`; asked only where there are masks."""
+    assert seen.batch.mask is not None
+    return mask_loss(seen.rendering.opacity, seen.rendering.optical_depth, seen.batch.mask)
+
+
+def smoothness(solid: Solid, seen: Seen) -> Tensor:
+    """`smooth_loss` at the surface."""
+    x, hit = seen.batch.rays.at(seen.found.t), seen.found.hit
+    if not solid.dense:
+        x, hit = x[hit], hit[hit]
+    near = x + (torch.rand(len(x), 3, generator=seen.generator, device=x.device) * 2.0 - 1.0) * seen.config.smooth_distance
+    return smooth_loss(solid.sample(torch.cat([x, near])).normal, hit)

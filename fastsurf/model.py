@@ -9,8 +9,8 @@ from .color import ColorHead
 from .config import Config
 from .field import FieldSample, OccupancyField
 from .grid import OccupancyGrid
+from .methods import METHODS
 from .rays import Rays
-from .sampling import half_width, sharpness
 from .surface import Crossings, march
 
 
@@ -27,7 +27,8 @@ class Model(nn.Module):
         generator = torch.Generator().manual_seed(config.train.seed)
         self.config, self.backend, self.background_kind = config, backend, background
         self.dense = backend.device.type == "cuda"
-        self.field = OccupancyField(config.field, generator)
+        self.method = METHODS[config.method]
+        self.field = self.method.field(config, generator)
         self.head = ColorHead(config.color, generator)
         self.background = Background(generator) if background == "model" else None
         self.grid = OccupancyGrid(config.grid, config.sampling.front + config.sampling.interval)
@@ -39,8 +40,7 @@ class Model(nn.Module):
         """Point of the schedules: interval, sharpness, levels."""
         self.progress = progress
         self.field.set_progress(progress)
-        self.width = half_width(progress, self.config.sampling)
-        self._sharpness = sharpness(self.width, self.config.field)
+        self.width, self._sharpness = self.method.schedule(progress, self.config)
         self.now.copy_(torch.tensor([self.width, self._sharpness]))
 
     @property
@@ -50,7 +50,7 @@ class Model(nn.Module):
 
     @property
     def sharpness(self) -> float | Tensor:
-        """As `interval`."""
+        """How steep the opacity is in the level; as `interval`."""
         return self.now[1] if self.dense else self._sharpness
 
     @property
@@ -61,9 +61,9 @@ class Model(nn.Module):
         """(n, 3) -> (n,), positive inside the solid, without gradients."""
         return self.field.level(x, self.backend)
 
-    def logit(self, x: Tensor) -> Tensor:
-        """(n, 3) -> (n,) of occupancy, without gradients."""
-        return self.sharpness * self.level(x)
+    def opacity(self, level: Tensor, length: Tensor | float) -> tuple[Tensor, Tensor]:
+        """See `Solid.opacity`."""
+        return self.method.opacity(level, length, self.sharpness)
 
     def first_crossing(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
         """See `surface.first_crossing`."""
@@ -86,14 +86,19 @@ class Model(nn.Module):
 
     def update_grid(self, generator: torch.Generator, everywhere: bool = False) -> None:
         """Refresh the occupancy grid."""
-        if isinstance(self.backend, FusedBackend):
+        if self.method.fused and isinstance(self.backend, FusedBackend):
             self.grid.update_natively(self.backend, self.in_use(), generator, everywhere)
         else:
-            self.grid.update(self.logit, generator, everywhere)
+            self.grid.update(lambda x: self.opacity(self.level(x), self.grid.step)[0], generator, everywhere)
+
+    def occupancy_field(self) -> OccupancyField:
+        """The field, of a method that the fused step knows."""
+        assert isinstance(self.field, OccupancyField), type(self.field)
+        return self.field
 
     def in_use(self) -> Parameters:
         """The parameters of now, as a `FusedBackend` takes them."""
-        field, sharpness = self.field, float(self.sharpness)
+        field, sharpness = self.occupancy_field(), float(self.sharpness)
         weights = field.weights()
         return Parameters(
             field.table, field.levels, *weights, list(self.head.weights), self.head.used, field.config.prior_radius, sharpness,

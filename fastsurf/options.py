@@ -6,12 +6,15 @@ Only cli.py imports this, and only once a verb is known. `None` means that a fla
 import difflib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from .config import CHOICES, Config, SceneConfig, load_config
 from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .compare import Contender
 
 T = TypeVar("T")
 
@@ -25,9 +28,12 @@ Text = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Number = Annotated[float | None, arg(metavar="M", help_behavior_hint="")]
 Flag = Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")]
-BACKENDS, PRECISIONS = CHOICES["backend"], CHOICES["precision"]
+BACKENDS, PRECISIONS, METHODS = CHOICES["backend"], CHOICES["precision"], CHOICES["method"]
+MethodName = Annotated[str | None, arg(metavar="|".join(METHODS), help_behavior_hint="")]
+COLMAP = "colmap"  # among the methods to compare: a mesh that is given
 BackendName = Annotated[str | None, arg(metavar="|".join(BACKENDS), help_behavior_hint="")]
 PrecisionName = Annotated[str | None, arg(metavar="|".join(PRECISIONS), help_behavior_hint="")]
+Thresholds = Annotated[str | None, arg(metavar="0.5%,1%,...", help_behavior_hint="")]
 Sets = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="SECTION.KEY=VALUE", help_behavior_hint="(repeatable)")]
 
 
@@ -45,8 +51,10 @@ class Photographs:
 
 @dataclass(frozen=True)
 class Settings:
-    """Defaults, then --config, then --set, then flags: the later wins."""
+    """Defaults, then --method, then --config, then --set, then flags: the later wins."""
 
+    method: MethodName = None
+    """unisurf if not given: what the photographs are explained by (docs/methods.md)"""
     config: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
     """a preset (quick, object, scene, demo) or your own file"""
     set: Sets = ()
@@ -88,8 +96,8 @@ class Info:
 class Reconstruct:
     """Photographs with cameras in, a coloured surface mesh out, in the input's own coordinates.
 
-    Settings come from the defaults, then --config, then --set, then flags: the later wins. With --resume and no --config, the run's own
-    settings take its place.
+    Settings come from the defaults, then --method, then --config, then --set, then flags: the later wins. With --resume and no
+    --config, the run's own settings take its place.
 
     Ctrl-C once ends the training early and still writes the mesh; twice stops at once and keeps the last checkpoint.
     """
@@ -160,6 +168,8 @@ class Eval:
     """true surface: a mesh, or points.npz"""
     mesh: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """the mesh to score; RUN/mesh.ply if not given"""
+    thresholds: Thresholds = None
+    """also precision, recall and F1 at these: percent of the diagonal, or plain numbers in the input's units"""
     backend: BackendName = None
     """what computes"""
     json: JsonFile = None
@@ -168,6 +178,36 @@ class Eval:
     """overwrite a file of scores that exists"""
     quiet: Flag = False
     """show nothing but errors"""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Several methods on the same photographs, each for the same time, one after the other: one table and one picture.
+
+    DIR/compare.md, compare.json and compare.png hold what came of it, DIR/METHOD/ everything else. The same command again goes on with
+    what is not finished.
+    """
+
+    scene: SceneArgument = None
+    """folder or file with photographs and cameras"""
+    methods: Annotated[str | None, arg(metavar="A,B,...", help_behavior_hint="")] = None
+    """methods of reconstruct, all of them if not given; colmap stands for the mesh of --mesh"""
+    out: OutFolder = None
+    """folder for everything; compare/SCENE if not given"""
+    gt: Annotated[Path | None, arg(metavar="MESH|POINTS", help_behavior_hint="")] = None
+    """true surface; gt/ beside the photographs if that exists"""
+    mesh: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """a mesh of the same scene by another program, dense COLMAP's or OpenMVS', scored beside ours"""
+    thresholds: Thresholds = None
+    """also precision, recall and F1 at these: percent of the diagonal, or plain numbers in the input's units"""
+    force: Flag = False
+    """replace runs with other settings in DIR"""
+    json: JsonFile = None
+    """write progress as JSON lines, - for stdout"""
+    quiet: Flag = False
+    """show nothing but errors"""
+    photographs: Annotated[Photographs, OmitArgPrefixes, arg(name="")] = field(default_factory=Photographs)
+    settings: Annotated[Settings, OmitArgPrefixes, arg(name="")] = field(default_factory=Settings)
 
 
 @dataclass(frozen=True)
@@ -196,23 +236,57 @@ def check_choices(chosen: object) -> None:
     """Refuse words that are none of a flag's; the parser's own answer would fill the screen.
 
     Raises:
-        UsageError: an unknown backend or precision.
+        UsageError: an unknown method, backend or precision.
     """
     chosen = getattr(chosen, "settings", chosen)
-    for name, choices in (("backend", BACKENDS), ("precision", PRECISIONS)):
+    for name, choices in (("method", METHODS), ("backend", BACKENDS), ("precision", PRECISIONS)):
         value = getattr(chosen, name, None)
         if value is not None and value not in choices:
             near = difflib.get_close_matches(value, choices, n=1)
             raise UsageError(f"--{name} wants {', '.join(choices)}; found {value!r}" + (f": did you mean {near[0]}?" if near else ""))
 
 
+def contenders(o: Compare) -> "list[Contender]":
+    """What --methods and --mesh ask for, each with its settings; every eighth view is held out where nothing else is said.
+
+    Raises:
+        UsageError: an unknown method, one named twice, no such mesh.
+    """
+    from .compare import HOLDOUT, Contender
+
+    if o.settings.method is not None:
+        raise UsageError(f"compare runs several methods: --methods {o.settings.method}")
+    names = [name.strip() for name in o.methods.split(",")] if o.methods is not None else list(METHODS)
+    for name in names:
+        if name not in (*METHODS, COLMAP):
+            near = difflib.get_close_matches(name, (*METHODS, COLMAP), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join((*METHODS, COLMAP))}"
+            raise UsageError(f"--methods: unknown method {name!r}; {hint}")
+        if names.count(name) > 1:
+            raise UsageError(f"--methods names {name} twice")
+    if o.mesh is not None and not o.mesh.is_file():
+        raise UsageError(f"--mesh {o.mesh}: no such file")
+    found = []
+    for name in names:
+        if name == COLMAP:
+            found.append(Contender(name, mesh=o.mesh))
+            continue
+        config = replace(configure(replace(o.settings, method=name), o.photographs), method=name)
+        if o.photographs.holdout is None and not config.scene.holdout:
+            config = replace(config, scene=replace(config.scene, holdout=HOLDOUT))
+        found.append(Contender(name, config))
+    if o.mesh is not None and COLMAP not in names:
+        found.append(Contender(o.mesh.name, mesh=o.mesh))
+    return found
+
+
 def configure(settings: Settings, photographs: Photographs | None = None, base: str | None = None) -> Config:
-    """Defaults < `base` or --config < --set < flags.
+    """Defaults < --method < `base` or --config < --set < flags.
 
     Raises:
         UsageError: a number that makes no sense. ConfigError: see load_config.
     """
-    config = load_config(settings.config or base, settings.set)
+    config = load_config(settings.config or base, settings.set, settings.method)
     if settings.minutes is not None and settings.steps is not None:
         raise UsageError("--minutes and --steps are one dial: give one of them")
     if settings.minutes is not None and not settings.minutes > 0:

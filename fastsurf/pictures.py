@@ -11,7 +11,7 @@ from .compositing import Rendering
 from .hooks import Preview
 from .model import Model
 from .rays import Rays, make_rays
-from .render import Samples, render_unified
+from .render import Samples
 from .scene import Scene
 from .training import background_color
 
@@ -24,8 +24,9 @@ GREY = 0.5
 def render_rays(model: Model, rays: Rays) -> Rendering:
     """Colours, opacity, depth and normals of any number of rays, without jitter; on the CPU."""
     c, device = model.config.sampling, model.backend.device
+    samples = Samples(c.front, c.interval)
     parts = [
-        render_unified(part.to(device), model, model.width, Samples(c.front, c.interval), lambda r: background_color(model, r, None))[0]
+        model.method.render(part.to(device), model, model.width, samples, lambda r: background_color(model, r, None))[0]
         for part in _split(rays)
     ]
     return Rendering(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in Rendering.__dataclass_fields__))

@@ -27,11 +27,6 @@ class Solid(Protocol):
     """What can be rendered: a field with colours, and the grid that says where to look. Points are in scene units."""
 
     @property
-    def sharpness(self) -> float | Tensor:
-        """Occupancy is sigmoid(sharpness * level)."""
-        ...
-
-    @property
     def dense(self) -> bool:
         """Evaluate every sample, needed or not: more work, but shapes that no value decides, as a recorded step wants them."""
         ...
@@ -47,6 +42,10 @@ class Solid(Protocol):
 
     def sample(self, x: Tensor) -> FieldSample:
         """Level, feature and normal of (n, 3), with gradients."""
+        ...
+
+    def opacity(self, level: Tensor, length: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Alphas and optical depths -log(1 - alpha) of samples, each of which stands for that length of its ray; all (n,)."""
         ...
 
     def color(self, x: Tensor, sample: FieldSample, directions: Tensor) -> Tensor:
@@ -80,14 +79,15 @@ def render_unified(
     """UNISURF's rendering with an interval of half-width `width`, and the crossings it was placed on."""
     found = find(rays, solid, samples.generator)
     t = place(rays, found, width, samples.front, samples.interval, samples.generator)
-    return shade(rays, solid, t, found, background), found
+    return shade(rays, solid, t, None, found, background), found
 
 
 def render_volume(rays: Rays, solid: Solid, samples: Samples, background: BackgroundFn) -> tuple[Rendering, Crossings]:
     """All samples spread over the occupied space of the ray."""
     found = find(rays, solid, samples.generator)
-    t = over_lattice(rays, found, strata(len(rays), samples.front + samples.interval, samples.generator, found.t.device))
-    return shade(rays, solid, t, found, background), found
+    count = samples.front + samples.interval
+    t = over_lattice(rays, found, strata(len(rays), count, samples.generator, found.t.device))
+    return shade(rays, solid, t, (found.count * (found.step / count))[:, None].expand_as(t), found, background), found
 
 
 def render_surface(rays: Rays, solid: Solid, background: BackgroundFn) -> tuple[Rendering, Crossings]:
@@ -101,12 +101,16 @@ def render_surface(rays: Rays, solid: Solid, background: BackgroundFn) -> tuple[
     return Rendering(rgb, hit.float(), torch.where(hit, torch.inf, 0.0), found.t, normal, hit, found.t), found
 
 
-def shade(rays: Rays, solid: Solid, t: Tensor, found: Crossings, background: BackgroundFn) -> Rendering:
-    """Occupancy and colour at distances t (n_rays, n_samples), blended. Samples in culled cells have alpha 0."""
-    n, s = t.shape
+def shade(rays: Rays, solid: Solid, t: Tensor, lengths: Tensor | None, found: Crossings, background: BackgroundFn) -> Rendering:
+    """Opacity and colour at distances t (n_rays, n_samples), blended. Samples in culled cells have alpha 0.
+
+    Args:
+        lengths: (n_rays, n_samples) how much of its ray each sample stands for; None where opacity doesn't ask.
+    """
     points = rays.at(t).view(-1, 3)
-    in_use = _in_use(points, solid.occupied, rays, s)
-    weights, rgbs, normal, optical_depth = (_shade_all if solid.dense else _shade_some)(rays, solid, points, in_use, (n, s))
+    in_use = _in_use(points, solid.occupied, rays, t.shape[1])
+    lengths = t.new_zeros(()).expand_as(t) if lengths is None else lengths
+    weights, rgbs, normal, optical_depth = (_shade_all if solid.dense else _shade_some)(rays, solid, points, in_use, lengths)
     opacity = weights.sum(1)
     rgb = blend(weights, rgbs) + (1.0 - opacity)[:, None] * background(rays)
     with torch.no_grad():
@@ -114,16 +118,14 @@ def shade(rays: Rays, solid: Solid, t: Tensor, found: Crossings, background: Bac
     return Rendering(rgb, opacity, optical_depth, depth, normal, found.hit, found.t)
 
 
-def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights (n_rays, n_samples), colours (n_rays, n_samples, 3), the rays' mean normals (n_rays, 3) and optical depths (n_rays,), of
     samples where there is something."""
-    n, s = shape
+    n, s = lengths.shape
     kept = in_use.nonzero()[:, 0]
     x = points[kept]
     sample = solid.sample(x)
-    logit = solid.sharpness * sample.level
-    alphas = x.new_zeros(n * s).index_put((kept,), torch.sigmoid(logit)).view(n, s)
-    depths = x.new_zeros(n * s).index_put((kept,), torch.nn.functional.softplus(logit)).view(n, s)
+    alphas, depths = (x.new_zeros(n * s).index_put((kept,), v).view(n, s) for v in solid.opacity(sample.level, lengths.flatten()[kept]))
     weights = solid.weights_of(alphas)
     weight = weights.detach().view(-1)[kept]
     bright = (weight > LEAST_WEIGHT).nonzero()[:, 0]
@@ -135,13 +137,11 @@ def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, shape:
     return weights, x.new_zeros(n * s, 3).index_put((rows,), color).view(n, s, 3), normal, depths.sum(1)
 
 
-def _shade_all(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _shade_all(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`_shade_some`, every sample evaluated."""
-    n, s = shape
+    n, s = lengths.shape
     sample = solid.sample(points)
-    logit = solid.sharpness * sample.level
-    alphas = torch.where(in_use, torch.sigmoid(logit), 0.0).view(n, s)
-    depths = torch.where(in_use, torch.nn.functional.softplus(logit), 0.0).view(n, s)
+    alphas, depths = (torch.where(in_use, v, 0.0).view(n, s) for v in solid.opacity(sample.level, lengths.flatten()))
     weights = solid.weights_of(alphas)
     color = solid.color(points, sample, rays.directions.repeat_interleave(s, 0)).view(n, s, 3)
     with torch.no_grad():

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from .config import FieldConfig, SamplingConfig
+from .config import Config, FieldConfig, SamplingConfig
 from .rays import Rays
 from .surface import Crossings
 
@@ -20,6 +20,12 @@ def half_width(progress: float, config: SamplingConfig) -> float:
 def sharpness(width: float, config: FieldConfig) -> float:
     """Slope of the logit, tied to the interval so that the flank of the occupancy always fits into it."""
     return min(max(config.sharpness, config.sharpness_times_half_width / width), config.sharpness_max)
+
+
+def shrinking(progress: float, config: Config) -> tuple[float, float]:
+    """Half-width of the interval and sharpness."""
+    width = half_width(progress, config.sampling)
+    return width, sharpness(width, config.field)
 
 
 def place(rays: Rays, found: Crossings, width: float | Tensor, front: int, interval: int, generator: torch.Generator | None) -> Tensor:

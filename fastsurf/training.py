@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 
 from .backends import Backend, FusedBackend
-from .compositing import Rendering
 from .errors import BackendError
 from .fused import FusedStep
 from .hooks import TrainState
-from .losses import color_loss, mask_loss, outlier_scale, smooth_loss
+from .losses import Seen
 from .model import Model
 from .optim import Optimizer
 from .rays import Batch, Rays
 from .recording import Recording
-from .render import Samples, render_unified
+from .render import Samples
 from .scene import Scene
-from .surface import Crossings
 
 DEFAULT_MINUTES = {"cpu": 3.0, "cuda": 0.5}
 DEFAULT_RAYS = {"cpu": 1024, "cuda": 4096}  # a GPU takes four times as many in less than twice the time
@@ -48,7 +46,8 @@ class Training:
         self.squared_error = 1.0  # running mean, per channel
         self.learn: Callable[[], Tensor] | None = None  # `learn(self)`, or a recording of it
         in_menu = self.config.color.direction != "reflected-learn"
-        self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) and in_menu else None  # None: by autograd
+        fused = model.method.fused and in_menu
+        self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) and fused else None  # None: by autograd
         self.note = ""  # for the user, once training has begun
 
     def prepare(self) -> Callable[[], Tensor]:
@@ -141,8 +140,9 @@ def learn(run: Training) -> Tensor:
     target = on_background(batch, behind)
     if run.fused is not None:
         return run.fused(batch, behind, target, samples, config.loss)
-    rendering, found = render_unified(batch.rays, model, model.interval, samples, lambda _: behind)
-    losses = torch.stack(_losses(run, rendering, target, batch, found))
+    rendering, found = model.method.render(batch.rays, model, model.interval, samples, lambda _: behind)
+    seen = Seen(batch, rendering, found, target, config.loss, generator)
+    losses = torch.stack([getattr(config.loss, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         mse = ((rendering.rgb - target) ** 2).mean()
@@ -151,24 +151,9 @@ def learn(run: Training) -> Tensor:
 
 def loss_names(run: Training) -> list[str]:
     """Of the losses in use, in their order."""
-    weights = run.config.loss
-    used = {"color": True, "mask": weights.mask > 0 and run.scene.masks is not None, "smooth": weights.smooth > 0}
-    return [name for name, use in used.items() if use]
-
-
-def _losses(run: Training, rendering: Rendering, target: Tensor, batch: Batch, found: Crossings) -> list[Tensor]:
-    weights, names = run.config.loss, loss_names(run)
-    losses = [weights.color * color_loss(rendering.rgb, target, weights.huber, outlier_scale(weights, batch.mask is not None))]
-    if "mask" in names:
-        assert batch.mask is not None
-        losses.append(weights.mask * mask_loss(rendering.opacity, rendering.optical_depth, batch.mask))
-    if "smooth" in names:
-        x, hit = batch.rays.at(found.t), found.hit
-        if not run.model.dense:
-            x, hit = x[hit], hit[hit]
-        near = x + (torch.rand(len(x), 3, generator=run.generator, device=x.device) * 2.0 - 1.0) * weights.smooth_distance
-        losses.append(weights.smooth * smooth_loss(run.model.sample(torch.cat([x, near])).normal, hit))
-    return losses
+    weights, has_masks = run.config.loss, run.scene.masks is not None
+    asked = {name: getattr(weights, name) > 0 and (name != "mask" or has_masks) for name in run.model.method.losses}
+    return [name for name, ask in asked.items() if ask or name == "color"]
 
 
 def background_color(model: Model, rays: Rays, generator: torch.Generator | None) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastsurf.backends.reference import ReferenceBackend
-from fastsurf.compositing import weights_of
+from fastsurf.compositing import occupancy, weights_of
 from fastsurf.field import FieldSample
 from fastsurf.rays import Rays, make_rays
 from fastsurf.surface import Crossings, first_crossing
@@ -44,6 +44,9 @@ class Sphere:
         offset = x - self.center
         distance = offset.norm(dim=-1, keepdim=True)
         return FieldSample(self.radius - distance[:, 0], torch.zeros(len(x), 15), offset / distance.clamp(min=1e-6))
+
+    def opacity(self, level: Tensor, length: Tensor | float) -> tuple[Tensor, Tensor]:
+        return occupancy(level, length, self.sharpness)
 
     def weights_of(self, alphas: Tensor) -> Tensor:
         return weights_of(alphas)

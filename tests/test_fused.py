@@ -86,7 +86,7 @@ class Problem:
         rays = Rays(*(getattr(look.rays, name).to(kind) for name in ("origins", "directions", "t_near", "t_far")), look.rays.image_index)
         behind = look.behind.to(kind).requires_grad_()
         nothing = Crossings(rays.t_far, rays.t_far > 99, look.t[:, :0], torch.zeros(len(rays), dtype=torch.int64), 1.0)
-        rendering = shade(rays, model, look.t.to(kind), nothing, lambda _: behind)
+        rendering = shade(rays, model, look.t.to(kind), None, nothing, lambda _: behind)
         color, mask, smooth = look.weights
         losses = [color * color_loss(rendering.rgb, look.target.to(kind), look.huber, look.outlier)]
         opaque = rendering.opacity, rendering.optical_depth

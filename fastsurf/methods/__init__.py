@@ -1,0 +1,47 @@
+"""What tells one method from another: its field, what the field's level means, how it renders, its losses and its schedule.
+
+Everything else, from the photographs to the mesh, is the same for all.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..compositing import Rendering, occupancy
+from ..config import Config
+from ..field import Field, OccupancyField
+from ..losses import Seen, mask_term, photometric, smoothness
+from ..rays import Rays
+from ..render import BackgroundFn, Samples, Solid, render_unified
+from ..sampling import shrinking
+from ..surface import Crossings
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way from photographs to a surface."""
+
+    field: Callable[[Config, torch.Generator], Field]
+    schedule: Callable[[float, Config], tuple[float, float]]  # progress -> half-width of the interval, sharpness
+    opacity: Callable[[Tensor, Tensor | float, float | Tensor], tuple[Tensor, Tensor]]  # level, length, sharpness -> see Solid.opacity
+    render: Callable[[Rays, Solid, float | Tensor, Samples, BackgroundFn], tuple[Rendering, Crossings]]
+    losses: Mapping[str, Callable[[Solid, Seen], Tensor]]  # by the name of its weight in LossConfig; in the order in which they are shown
+    fused: bool  # the native training step knows it
+
+
+def occupancy_field(config: Config, generator: torch.Generator) -> OccupancyField:
+    """The hash-encoded one."""
+    return OccupancyField(config.field, generator)
+
+
+UNISURF = Method(  # Oechsle, Peng and Geiger 2021
+    field=occupancy_field,
+    schedule=shrinking,
+    opacity=occupancy,
+    render=render_unified,
+    losses={"color": photometric, "mask": mask_term, "smooth": smoothness},
+    fused=True,
+)
+METHODS = {"unisurf": UNISURF}
