@@ -66,13 +66,19 @@ class Seen:
     found: Crossings
     target: Tensor  # (n_rays, 3) what the rays should show
     config: LossConfig
+    plain: float | Tensor  # 1 once colours learn from outliers as from other rays, 0 before
     generator: torch.Generator
 
 
 def photometric(solid: Solid, seen: Seen) -> Tensor:
-    """`color_loss` of all rays."""
-    scale = outlier_scale(seen.config, seen.batch.mask is not None)
-    return color_loss(seen.rendering.rgb, seen.target, seen.config.huber, scale)
+    """`color_loss` of all rays. Late in a run, when the surface stands, colours alone learn from outliers too: what has the wrong colour
+    is an outlier, and would stay one."""
+    scale, huber = outlier_scale(seen.config, seen.batch.mask is not None), seen.config.huber
+    loss, paint = color_loss(seen.rendering.rgb, seen.target, huber, scale), seen.rendering.paint
+    if math.isinf(scale):
+        return loss
+    left_out = color_loss(paint, seen.target, huber) - color_loss(paint, seen.target, huber, scale)
+    return loss + seen.plain * (left_out - left_out.detach())
 
 
 def mask_term(solid: Solid, seen: Seen) -> Tensor:
