@@ -17,7 +17,7 @@ from .surface import Crossings
 
 LEAST_OPACITY = 1e-4  # of the logarithm where something should be
 DEEP = 4.0  # optical depth from which the mask loss grows but slowly
-WITH_MASKS = 0.2  # scale of outliers; without masks the surroundings are far off for long, and must pull
+WITH_MASKS = 0.15  # scale of outliers; without masks the surroundings are far off for long, and must pull
 
 
 def outlier_scale(weights: LossConfig, masks: bool) -> float:
