@@ -30,7 +30,7 @@ class SceneConfig:
 
     center: tuple[float, float, float] | None = None  # of the scene box, in the input's own frame; None: found
     radius: float | None = None  # half the edge of the scene box, in the input's own units; None: found
-    masks: str = "auto"  # auto: those found | ignore | a folder of masks
+    masks: str = "auto"  # auto: those found, or made where surroundings are black | ignore | a folder of masks
     background: str = "auto"  # auto: random behind masks, else model | random | white | black | model
     holdout: int = 0  # every n-th view is kept out of training and scored; 0: only what the scene itself holds out
     max_side: int = 1600  # photographs larger than this are reduced on loading, pixels
@@ -43,7 +43,7 @@ class FieldConfig:
     levels: int = 12
     log2_entries: int = 18  # largest table of one level
     base_resolution: int = 16
-    finest_resolution: int = 0  # cells along the scene box at the finest level; 0: two per pixel on the object
+    finest_resolution: int = 0  # cells along the box at the finest level; 0: two per pixel on the object, fewer of few views without masks
     width: int = 64
     first_levels: int = 6  # coarse-to-fine: levels in use at the start
     grow_until: float = 0.4  # progress at which every level is in use
@@ -92,7 +92,8 @@ class LossConfig:
 
     color: float = 1.0
     huber: float = 0.0  # colours off by less than this are blamed in proportion (Huber's loss); 0: L1
-    outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.2 with masks, else 0
+    outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.15 with masks, else 0
+    plain_colors: float = 0.6  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
     smooth: float = 0.005  # difference of normals at the surface and close to it
     smooth_distance: float = 0.01  # how close, scene units
@@ -170,7 +171,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "grid.steps": (8, 1 << 14), "grid.secant_steps": (0, ANY),
     "sampling.interval": (1, ANY), "sampling.front": (0, ANY), "sampling.delta_max": (1e-4, ANY), "sampling.delta_min": (1e-4, ANY),
     "sampling.delta_until": (1e-3, ANY),
-    "loss.color": (0, ANY), "loss.huber": (0, ANY), "loss.outlier": (0, ANY),
+    "loss.color": (0, ANY), "loss.huber": (0, ANY), "loss.outlier": (0, ANY), "loss.plain_colors": (0, ANY),
     "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY),
     "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),

@@ -45,6 +45,7 @@ class FusedStep:
         look = Look(
             rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
             (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber, outlier_scale(weights, batch.mask is not None),
+            bool(self.model.plain_colors),
         )  # fmt: skip
         losses, d_behind = self.backend.train_step(look, self.model.in_use(), self.gradients)
         self._leave()

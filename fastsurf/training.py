@@ -141,7 +141,7 @@ def learn(run: Training) -> Tensor:
     if run.fused is not None:
         return run.fused(batch, behind, target, samples, config.loss)
     rendering, found = model.method.render(batch.rays, model, model.interval, samples, lambda _: behind)
-    seen = Seen(batch, rendering, found, target, config.loss, generator)
+    seen = Seen(batch, rendering, found, target, config.loss, model.plain_colors, generator)
     losses = torch.stack([getattr(config.loss, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():

@@ -21,7 +21,7 @@ from ..errors import BackendError
 from ..rays import Batch, Rays
 from . import Aim, Gradients, Look, Parameters, Photographs, Placed, Refresh
 
-ABI = 5
+ABI = 6
 SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
 LIBRARY = "_fastsurf_native"
 COLORS, HARMONICS = 3, 16  # outputs of the colour head that count, and its inputs for the direction
@@ -54,6 +54,7 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("inputs", "reflected")),
         ("huber", ctypes.c_float),
         ("outlier", ctypes.c_float),
+        ("plain_colors", ctypes.c_int32),
     )
 
 
@@ -266,7 +267,7 @@ class NativeBackend:
         step = _Step(
             *(None if a is None else a.data_ptr() for a in held), n, look.pairs.shape[1], look.t.shape[1], cells,
             p.prior_radius, p.sharpness, look.least_weight, *look.weights, sum(1 << "dhnx".index(key) for key in p.inputs),
-            p.reflected, look.huber, look.outlier,
+            p.reflected, look.huber, look.outlier, look.plain_colors,
         )  # fmt: skip
         into = [losses, gradients.table, gradients.w1, gradients.w2, d_head, d_behind]
         for a, b in zip(into[1:4], (p.table, p.w1, p.w2), strict=True):

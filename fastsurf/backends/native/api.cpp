@@ -51,7 +51,7 @@ int guarded(int set, bool sound, F body) {
 
 }  // namespace
 
-API int fastsurf_abi() { return 5; }
+API int fastsurf_abi() { return 6; }
 
 API int fastsurf_has(int set) { return kernels_for(set) != nullptr; }
 
