@@ -1,14 +1,14 @@
 """What is seen behind the scene box, learned: samples in contracted space (Barron et al. 2022, equation 10, in the maximum norm).
 
 Outside the box, x goes to (2 - 1 / |x|) x / |x|, so that all of space fits into [-2, 2]^3. As in the solid, alpha is the field's
-occupancy on a fixed number of samples; the last one is opaque.
+occupancy on a fixed number of samples; the last one is opaque. Colours do not depend on the direction of view: from few photographs such
+a background learns each of them by heart, and nothing is left for the surfaces in front of it.
 """
 
 import torch
 from torch import Tensor, nn
 
 from .backends import Backend
-from .color import spherical_harmonics
 from .compositing import blend
 from .encoding import FEATURES, entries, growth, level_table
 from .field import xavier
@@ -28,12 +28,10 @@ class Background(nn.Module):
         embedded: colours are a photograph's own.
         """
         super().__init__()
-        inputs = FEATURES * LEVELS + 16 + (EMBEDDING if embedded else 0)
         self.levels = level_table(LEVELS, LOG2_ENTRIES, BASE, growth(LEVELS, BASE, FINEST))
         self.table = nn.Parameter((torch.rand(entries(self.levels), FEATURES, generator=generator) * 2 - 1) * 1e-4)
-        self.weights = nn.ParameterList(
-            xavier(b, a, generator) for a, b in ((inputs, WIDTH), (WIDTH, WIDTH), (WIDTH, 16))
-        )
+        widths = ((FEATURES * LEVELS + (EMBEDDING if embedded else 0), WIDTH), (WIDTH, WIDTH), (WIDTH, 16))
+        self.weights = nn.ParameterList(xavier(b, a, generator) for a, b in widths)
 
     def forward(self, rays: Rays, backend: Backend, generator: torch.Generator | None, appearance: Tensor | None = None) -> Tensor:
         """Colours (n, 3) of what rays see beyond the box, in photographs of these embeddings (n, a)."""
@@ -42,11 +40,10 @@ class Background(nn.Module):
         t = rays.t_far[:, None] + 1.0 / u.clamp(min=1e-3) - 1.0
         x = contract(rays.at(t)).view(-1, 3)
         encoded = backend.encode(x * 0.25 + 0.5, self.table, self.levels)
-        of_ray = [spherical_harmonics(rays.directions)]
         if appearance is not None:
-            of_ray += [appearance, appearance.new_zeros(n, EMBEDDING - appearance.shape[1])]
-        inputs = torch.cat([encoded, torch.cat(of_ray, 1).repeat_interleave(SAMPLES, 0)], 1)
-        out = backend.mlp(inputs, list(self.weights)).view(n, SAMPLES, -1)
+            embedded = torch.nn.functional.pad(appearance, (0, EMBEDDING - appearance.shape[1]))
+            encoded = torch.cat([encoded, embedded.repeat_interleave(SAMPLES, 0)], 1)
+        out = backend.mlp(encoded, list(self.weights)).view(n, SAMPLES, -1)
         alphas = torch.sigmoid(out[..., 3])
         alphas = torch.cat([alphas[:, :-1], torch.ones_like(alphas[:, :1])], 1)
         return blend(backend.weights_of(alphas), torch.sigmoid(out[..., :3]))

@@ -19,11 +19,11 @@ from .config import Config, SceneConfig, to_dict, to_toml
 from .errors import FastsurfError, UsageError
 from .figures import contact_sheet
 from .files import write_whole
-from .hooks import Event, Hook, MeshProgress, Note, PhaseStarted, Saved, TrainState
+from .hooks import Event, Hook, MeshProgress, Note, Phases, PhaseStarted, Saved, TrainState, announce
 from .meshio import read_mesh
 from .metrics import Threshold, Truth
 from .pictures import png
-from .reconstruction import MESH, Phases, announce
+from .reconstruction import MESH
 from .runs import read_json, write_json
 from .scene import Scene, load_scene
 from .scoring import Scale, Tree, draw_view, error_bar, error_scale, load_picture, score_run, score_surface, truth_of

@@ -20,6 +20,7 @@ class Rendering:
     normal: Tensor  # (n_rays, 3) weighted mean of unit normals, outward
     hit: Tensor  # (n_rays,) bool, met the 0.5 surface
     t_surface: Tensor  # (n_rays,) first crossing; t_far where there is none
+    paint: Tensor  # rgb again; its gradient reaches the samples' colours, and not how much each weighs
 
 
 def occupancy(level: Tensor, length: Tensor | float, sharpness: float | Tensor) -> tuple[Tensor, Tensor]:

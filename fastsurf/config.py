@@ -30,7 +30,7 @@ class SceneConfig:
 
     center: tuple[float, float, float] | None = None  # of the scene box, in the input's own frame; None: found
     radius: float | None = None  # half the edge of the scene box, in the input's own units; None: found
-    masks: str = "auto"  # auto: those found | ignore | a folder of masks
+    masks: str = "auto"  # auto: those found, or made where surroundings are black | ignore | a folder of masks
     ignore: str = "auto"  # pixels not to learn from, bright in pictures: auto (ignore/NAME.png, dynamic_mask_NAME.png) | none | a folder
     background: str = "auto"  # auto: random behind masks, else model | random | white | black | model
     holdout: int = 0  # every n-th view is kept out of training and scored; 0: only what the scene itself holds out
@@ -44,7 +44,7 @@ class FieldConfig:
     levels: int = 12
     log2_entries: int = 18  # largest table of one level
     base_resolution: int = 16
-    finest_resolution: int = 0  # cells along the scene box at the finest level; 0: two per pixel on the object
+    finest_resolution: int = 0  # cells along the box at the finest level; 0: two per pixel on the object, fewer of few views without masks
     width: int = 64
     first_levels: int = 6  # coarse-to-fine: levels in use at the start
     grow_until: float = 0.4  # progress at which every level is in use
@@ -94,7 +94,8 @@ class LossConfig:
 
     color: float = 1.0
     huber: float = 0.0  # colours off by less than this are blamed in proportion (Huber's loss); 0: L1
-    outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.2 with masks, else 0
+    outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.15 with masks, else 0
+    plain_colors: float = 0.6  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
     transient: float = 0.0  # patches of photographs off by so many times the median pull half as much: passers-by; 0: all alike
     transient_from: float = 0.3  # progress from which they are told apart
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
@@ -108,7 +109,7 @@ class TrainConfig:
 
     minutes: float | None = None  # from photographs to mesh; if neither this nor steps is set 3, on a GPU 0.5
     steps: int | None = None  # instead of minutes, where set
-    rays: int = 0  # a step; 0: 1024, on a GPU 4096
+    rays: int = 0  # a step; 0: 512, on a GPU 4096
     foreground: float = 0.75  # share of rays through masks, where masks exist
     rate_grid: float = 1e-2
     rate_mlp: float = 1e-3
@@ -132,6 +133,18 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class PosesConfig:
+    """Cameras of bare photographs (poses.py)."""
+
+    pairs: str = "auto"  # which are compared: auto (all of up to 80, else those that look alike) | all | sequence (video, a walk)
+    cameras: str = "auto"  # which share one: auto (same size, make, model and focal length) | one | folder | each
+    max_side: int = 1000  # pixels; features are looked for at this size
+    features: int = 2048  # of a photograph, at most
+    frames: int = 120  # of a video, at most
+    least: float = 0.6  # share of the photographs that must find their place
+
+
+@dataclass(frozen=True)
 class Config:
     """All sections."""
 
@@ -143,6 +156,7 @@ class Config:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    poses: PosesConfig = dataclasses.field(default_factory=PosesConfig)
     method: str = "unisurf"  # see fastsurf/methods
     backend: str = "auto"  # auto | triton | cuda | native | reference
     precision: str = "exact"  # exact: float32 throughout | fast: half inputs of matrix products, on a GPU
@@ -161,11 +175,13 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "grid.steps": (8, 1 << 14), "grid.secant_steps": (0, ANY),
     "sampling.interval": (1, ANY), "sampling.front": (0, ANY), "sampling.delta_max": (1e-4, ANY), "sampling.delta_min": (1e-4, ANY),
     "sampling.delta_until": (1e-3, ANY),
-    "loss.color": (0, ANY), "loss.huber": (0, ANY), "loss.outlier": (0, ANY), "loss.transient": (0, ANY), "loss.transient_from": (0, 1),
+    "loss.color": (0, ANY), "loss.huber": (0, ANY), "loss.outlier": (0, ANY), "loss.plain_colors": (0, ANY),
+    "loss.transient": (0, ANY), "loss.transient_from": (0, 1),
     "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY),
     "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
     "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
+    "poses.max_side": (100, ANY), "poses.features": (100, 1 << 15), "poses.frames": (3, ANY), "poses.least": (0, 1),
 }  # fmt: skip
 CHOICES = {
     "method": ("unisurf", "wild"),
@@ -173,6 +189,8 @@ CHOICES = {
     "precision": ("exact", "fast"),
     "color.direction": ("view", "reflected", "reflected-learn"),
     "scene.background": ("auto", "random", "white", "black", "model"),
+    "poses.pairs": ("auto", "all", "sequence"),
+    "poses.cameras": ("auto", "one", "folder", "each"),
 }
 
 

@@ -50,13 +50,13 @@ class FusedStep:
         look = Look(
             rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
             (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber, outlier_scale(weights, batch.mask is not None),
-            None if appearance is None else appearance.detach(), trust,
+            bool(self.model.plain_colors), None if appearance is None else appearance.detach(), trust,
         )  # fmt: skip
         learned = self.backend.train_step(look, self.model.in_use(), self.gradients)
         self._leave()
         outer = [(a, d) for a, d in ((behind, learned.behind), (appearance, learned.appearance)) if a is not None and a.requires_grad]
         if outer:
-            torch.autograd.backward([a for a, _ in outer], [d for _, d in outer])  # type: ignore[no-untyped-call]
+            torch.autograd.backward([a for a, _ in outer], [d for _, d in outer])
         used = torch.tensor([True, with_mask, with_pairs, True])
         return torch.cat([learned.losses[used], placed.hit.float().mean()[None]]), learned.errors
 

@@ -36,7 +36,7 @@ class Model(nn.Module):
         self.background = Background(generator, embedded=dimensions > 0) if background == "model" else None
         self.appearance = Appearance(photographs, dimensions) if dimensions else None
         self.grid = OccupancyGrid(config.grid, config.sampling.front + config.sampling.interval)
-        self.register_buffer("now", torch.zeros(2), persistent=False)  # half-width of the interval and sharpness
+        self.register_buffer("now", torch.zeros(3), persistent=False)  # half-width of the interval, sharpness, plain_colors
         self.to(backend.device)
         self.set_progress(0.0)
 
@@ -45,7 +45,8 @@ class Model(nn.Module):
         self.progress = progress
         self.field.set_progress(progress)
         self.width, self._sharpness = self.method.schedule(progress, self.config)
-        self.now.copy_(torch.tensor([self.width, self._sharpness]))
+        self._plain = float(progress >= self.config.loss.plain_colors)
+        self.now.copy_(torch.tensor([self.width, self._sharpness, self._plain]))
 
     @property
     def interval(self) -> float | Tensor:
@@ -56,6 +57,11 @@ class Model(nn.Module):
     def sharpness(self) -> float | Tensor:
         """How steep the opacity is in the level; as `interval`."""
         return self.now[1] if self.dense else self._sharpness
+
+    @property
+    def plain_colors(self) -> float | Tensor:
+        """1 once colours learn from outliers as from other rays, 0 before; as `interval`."""
+        return self.now[2] if self.dense else self._plain
 
     @property
     def occupied(self) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from .config import CHOICES, Config, SceneConfig, load_config
+from .config import CHOICES, Config, PosesConfig, SceneConfig, load_config
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+BareArgument = Annotated[Path | None, Positional, arg(metavar="PHOTOS|VIDEO", help_behavior_hint="")]
 SceneArgument = Annotated[Path | None, Positional, arg(metavar="SCENE", help_behavior_hint="")]
 RunArgument = Annotated[Path | None, Positional, arg(metavar="RUN", help_behavior_hint="")]
 MeshFile = Annotated[Path | None, arg(aliases=["-o"], metavar="FILE", help_behavior_hint="")]
@@ -93,8 +94,51 @@ class Info:
 
 
 @dataclass(frozen=True)
+class Poses:
+    """Cameras for photographs that have none, or for a video: a COLMAP scene, for reconstruct and for other programs.
+
+    Stopped with Ctrl-C, the same command goes on where it was. `reconstruct` does all this by itself where it finds no cameras.
+    """
+
+    source: BareArgument = None
+    """folder of photographs (jpg, png, tif, webp, heic), or a video"""
+    out: OutFolder = None
+    """folder for the scene: the photographs (hard links where possible), COLMAP's database and model"""
+    pairs: Annotated[str | None, arg(metavar="auto|all|sequence", help_behavior_hint="")] = None
+    """which photographs are compared; auto: all of up to 80, else those that look alike; of a video: sequence"""
+    cameras: Annotated[str | None, arg(metavar="auto|one|folder|each", help_behavior_hint="")] = None
+    """which photographs share a camera; auto: those of the same size, make, model and focal length"""
+    side: Count = None
+    """features are looked for in photographs reduced to N pixels (1000)"""
+    features: Count = None
+    """features of a photograph, at most (2048)"""
+    frames: Count = None
+    """frames of a video, at most (120); the sharpest are taken"""
+    least: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")] = None
+    """share of the photographs that must find their place (0.6)"""
+    seed: Count = None
+    """of everything random"""
+    threads: Count = None
+    """CPU threads; 0 takes all"""
+    force: Flag = False
+    """replace a scene that was made there from other photographs or with other options"""
+    json: JsonFile = None
+    """write progress as JSON lines, - for stdout"""
+    quiet: Flag = False
+    """show nothing but errors"""
+
+    @property
+    def config(self) -> PosesConfig:
+        """The defaults with what was given on top."""
+        return _given(
+            PosesConfig(), pairs=self.pairs, cameras=self.cameras, max_side=self.side, features=self.features, frames=self.frames,
+            least=self.least,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Reconstruct:
-    """Photographs with cameras in, a coloured surface mesh out, in the input's own coordinates.
+    """Photographs in, a coloured surface mesh out, in the coordinates of their cameras, which are found first where there are none.
 
     Settings come from the defaults, then --method, then --config, then --set, then flags: the later wins. With --resume and no
     --config, the run's own settings take its place.
@@ -103,7 +147,7 @@ class Reconstruct:
     """
 
     scene: SceneArgument = None
-    """folder or file with photographs and cameras"""
+    """folder or file with photographs and cameras; or photographs alone, or a video"""
     out: MeshFile = None
     """the mesh: .ply, .obj, .glb or .stl; RUN/mesh.ply if not given"""
     run: Folder = None
@@ -234,7 +278,7 @@ class Demo:
 def flags(kind: type) -> list[str]:
     """Every --flag of a verb."""
     nested = {"photographs": Photographs, "settings": Settings}
-    named = [f for f in fields(kind) if f.type not in (SceneArgument, RunArgument)]
+    named = [f for f in fields(kind) if f.type not in (BareArgument, SceneArgument, RunArgument)]
     return [flag for f in named for flag in (flags(nested[f.name]) if f.name in nested else [f"--{f.name.replace('_', '-')}"])]
 
 

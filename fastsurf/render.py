@@ -98,7 +98,7 @@ def render_surface(rays: Rays, solid: Solid, background: BackgroundFn) -> tuple[
     sample = solid.sample(x)
     rgb = background(rays).index_put((hit,), solid.color(x, sample, rays.directions[hit], rays.image_index[hit]))
     normal = rays.origins.new_zeros(len(rays), 3).index_put((hit,), sample.normal)
-    return Rendering(rgb, hit.float(), torch.where(hit, torch.inf, 0.0), found.t, normal, hit, found.t), found
+    return Rendering(rgb, hit.float(), torch.where(hit, torch.inf, 0.0), found.t, normal, hit, found.t, rgb), found
 
 
 def shade(rays: Rays, solid: Solid, t: Tensor, lengths: Tensor | None, found: Crossings, background: BackgroundFn) -> Rendering:
@@ -115,7 +115,8 @@ def shade(rays: Rays, solid: Solid, t: Tensor, lengths: Tensor | None, found: Cr
     rgb = blend(weights, rgbs) + (1.0 - opacity)[:, None] * background(rays)
     with torch.no_grad():
         depth = (weights * t).sum(1) + (1.0 - opacity) * rays.t_far
-    return Rendering(rgb, opacity, optical_depth, depth, normal, found.hit, found.t)
+    paint = blend(weights.detach(), rgbs) + (rgb - blend(weights, rgbs)).detach()
+    return Rendering(rgb, opacity, optical_depth, depth, normal, found.hit, found.t, paint)
 
 
 def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

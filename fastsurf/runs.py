@@ -15,14 +15,14 @@ from .backends import Backend
 from .checkpoint import Header, load_model, read_header
 from .errors import CheckpointError, SceneError, UsageError
 from .files import write_whole
-from .hooks import Hook, MeshProgress, Note, Saved
+from .hooks import Hook, MeshProgress, Note, Saved, announce
 from .mesh import Mesh
 from .meshio import read_mesh, write_mesh, writer
 from .metrics import Threshold, measure, psnr, read_truth, scores_of, ssim, sweep
 from .model import Model
 from .pictures import fit_appearance, normal_picture, orbit, png, render_rays, to_bytes
 from .rays import Rays
-from .reconstruction import CHECKPOINT, MESH, announce, compute, make_mesh
+from .reconstruction import CHECKPOINT, MESH, compute, make_mesh
 from .scene import Scene, load_scene
 from .ui.jsonlines import finite
 

@@ -22,6 +22,7 @@ from .formats.checks import find_ignored
 from .images import ImageStore, read_images
 from .pixels import PixelDirections, Pool, pixel_directions, pool_of, runs_of
 from .rays import Batch, Rays, intersect_box
+from .surroundings import find_masks
 
 BLOCK = 8  # pixels; where a ray meets the box is looked up once per block, and pixel by pixel along the outline
 
@@ -228,6 +229,9 @@ def load_scene(source: str | Path | Capture, config: SceneConfig | None = None, 
     train, test = split(views, config.holdout)
     with_masks = config.masks != "ignore" and (capture.alpha_masks or any(view.mask for view in views))
     store = read_images(views, with_masks, capture.alpha_masks, matte=0 if config.background == "black" else 255)
+    if not with_masks and config.masks == "auto" and (found := find_masks(store.images)) is not None:
+        store = replace(store, coverage=torch.from_numpy(np.concatenate([mask.reshape(-1) for mask in found])))
+        notes.append("no masks, but black surroundings: what is bright before them is taken for the object (--masks ignore to differ)")
     masks = None if store.masks is None else [store.masks[i].numpy() for i in train]
     if masks is not None:
         check_masks(masks, [views[i].name for i in train])

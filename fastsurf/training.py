@@ -26,7 +26,7 @@ from .render import Samples
 from .scene import Scene
 
 DEFAULT_MINUTES = {"cpu": 3.0, "cuda": 0.5}
-DEFAULT_RAYS = {"cpu": 1024, "cuda": 4096}  # a GPU takes four times as many in less than twice the time
+DEFAULT_RAYS = {"cpu": 512, "cuda": 4096}  # of the same time, a CPU makes better use in small steps, a GPU in large ones
 GRID_LOOKS_EVERYWHERE = 8  # the first grid updates look at every cell
 LEAST_SHARE = 0.2  # of `train.minutes` that is training, however long the rest takes
 PSNR_MEMORY = 0.98  # of the running mean of squared errors, per step
@@ -152,7 +152,7 @@ def learn(run: Training) -> Tensor:
             run.patches.note(patch, errors)
         return numbers
     rendering, found = model.method.render(batch.rays, model, model.interval, samples, lambda _: behind)
-    seen = Seen(batch, rendering, found, target, config.loss, trust, generator)
+    seen = Seen(batch, rendering, found, target, config.loss, model.plain_colors, generator, trust)
     losses = torch.stack([getattr(config.loss, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():

@@ -3,6 +3,7 @@
 Samples keep a distance from cell faces and from the field's ReLU kinks: there a derivative jumps, and rounding decides on which side.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from fastsurf.backends import FusedBackend, Gradients, Look, Parameters, native
 from fastsurf.backends.native import NativeBackend
-from fastsurf.config import load_config
-from fastsurf.losses import color_loss, mask_loss, smooth_loss
+from fastsurf.config import LossConfig, load_config
+from fastsurf.losses import Seen, mask_loss, photometric, smooth_loss
 from fastsurf.model import Model
-from fastsurf.rays import Rays, make_rays
+from fastsurf.rays import Batch, Rays, make_rays
 from fastsurf.render import LEAST_WEIGHT, shade
 from fastsurf.surface import Crossings
 from fastsurf.training import Training, learn
@@ -98,7 +99,10 @@ class Problem:
         nothing = Crossings(rays.t_far, rays.t_far > 99, look.t[:, :0], torch.zeros(len(rays), dtype=torch.int64), 1.0)
         rendering = shade(rays, model, look.t.to(kind), None, nothing, lambda _: behind)
         color, mask, smooth = look.weights
-        losses = [color * color_loss(rendering.rgb, look.target.to(kind), look.huber, look.outlier, look.trust)]
+        asked = LossConfig(huber=look.huber, outlier=0.0 if math.isinf(look.outlier) else look.outlier)
+        plain = float(look.plain_colors)
+        seen = Seen(Batch(rays, look.target, None), rendering, nothing, look.target.to(kind), asked, plain, torch.Generator(), look.trust)
+        losses = [color * photometric(model, seen)]
         opaque = rendering.opacity, rendering.optical_depth
         losses.append(mask * mask_loss(*opaque, look.mask.to(kind)) if look.mask is not None else 0 * losses[0])
         pairs = look.pairs.to(kind).reshape(-1, 3)
@@ -135,9 +139,10 @@ def test_huber(fast, huber):
 
 
 @pytest.mark.parametrize("outlier", [0.02, 0.3, 10.0])
-def test_outliers(fast, outlier):
+@pytest.mark.parametrize("plain_colors", [False, True])
+def test_outliers(fast, outlier, plain_colors):
     problem = Problem(13)
-    problem.look = replace(problem.look, outlier=outlier, huber=0.1 * (outlier < 1))
+    problem.look = replace(problem.look, outlier=outlier, huber=0.1 * (outlier < 1), plain_colors=plain_colors)
     assert_near(problem.fused(fast), problem.by_autograd(REFERENCE, torch.float64), MASK_TOLERANCE)
 
 

@@ -115,6 +115,7 @@ class Look:
     least_weight: float  # samples that weigh less have no colour
     huber: float = 0.0  # threshold of the colour loss
     outlier: float = math.inf  # and its scale of outliers
+    plain_colors: bool = False  # colours, but not weights, are blamed as if there were no outliers
     appearance: Tensor | None = None  # (n_rays, a) embeddings of the rays' photographs, which the head sees
     trust: Tensor | None = None  # (n_rays,) factors of the rays' colour losses
 

@@ -103,6 +103,7 @@ struct Step {
   int32_t reflected;                             // harmonics of d - 2 (n . d) n instead of d; n isn't blamed for that
   float huber;                                   // colours off by less are blamed in proportion; 0: all alike
   float outlier;                                 // rays off by this are blamed a quarter as much as others
+  int32_t plain_colors;                          // 1: colours, but not weights, are blamed as if there were no outliers
   const float* appearance;                       // (n, dimensions), embeddings
   const float* trust;                            // (n,) factors of the rays' colour losses, or null
   int32_t dimensions;

@@ -128,7 +128,7 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
   const Step& s = work.step;
   const int y_row = work.head.p[work.head.layers];
   const float *behind = s.behind + 3 * ray, *target = s.target + 3 * ray, share = 1.0f / float(s.n);
-  float rgb[3] = {}, d_rgb[3], opacity = 0.0f;
+  float rgb[3] = {}, d_rgb[3], d_paint[3], opacity = 0.0f;  // gradients as weights see them, and as colours do
   for (int i = first; i < end; i++) {
     opacity += t.weight[i];
     if (t.row_of[i] < 0) continue;
@@ -146,7 +146,9 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
   totals.color += factor * off * trust;
   float base = 0.0f;  // gradient of any weight, by the opacity
   for (int c = 0; c < 3; c++) {
-    d_rgb[c] *= s.color_weight * share * factor * trust * trust;
+    d_rgb[c] *= s.color_weight * share * factor;
+    d_paint[c] = d_rgb[c] * (s.plain_colors ? 1.0f : trust * trust);
+    d_rgb[c] *= trust * trust;
     base -= d_rgb[c] * behind[c];
     if (work.d_behind) work.d_behind[3 * ray + c] = (1.0f - opacity) * d_rgb[c];
   }
@@ -174,7 +176,7 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
       float* d = t.d_y + t.row_of[i] * y_row;
       for (int k = 0; k < 3; k++) {
         d_weight += d_rgb[k] * c[k];
-        d[k] = t.weight[i] * d_rgb[k] * c[k] * (1.0f - c[k]);
+        d[k] = t.weight[i] * d_paint[k] * c[k] * (1.0f - c[k]);
       }
     }
     const float a = t.alpha[i], d_alpha = t.trans[i] * d_weight - after * LET_THROUGH / (1.0f - a * LET_THROUGH);
