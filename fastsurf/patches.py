@@ -31,6 +31,7 @@ class Patches:
         self.first_pixel, self.first = (torch.cat([a.new_zeros(1), a.cumsum(0)[:-1]]) for a in (size.prod(1).to(device), count.prod(1)))
         n = int(count.prod(1).sum())
         self.errors, self.visits = torch.zeros(n, 3, device=device), torch.zeros(n, device=device)
+        self.settled = False  # what is known stays as it is
         self.bound = torch.full((), torch.inf, device=device)  # a patch off by this counts half
 
     def of(self, batch: Batch) -> Tensor:
@@ -47,6 +48,8 @@ class Patches:
 
     def note(self, patch: Tensor, errors: Tensor) -> None:
         """Rays (n,) of these patches had these errors (n, 3)."""
+        if self.settled:
+            return
         n = len(self.errors)
         sums = errors.new_zeros(n, 3).index_add_(0, patch, errors)
         count = errors.new_zeros(n).index_add_(0, patch, errors.new_ones(len(errors)))

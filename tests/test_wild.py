@@ -66,7 +66,7 @@ def test_the_method_is_its_configuration():
 def test_colours_differ_between_photographs_and_geometry_does_not(learned, tiny):
     rays = tiny.rays(tiny.train[0], stride=3)[0]
     first, second = (render_rays(learned, replace(rays, image_index=torch.full_like(rays.image_index, i))) for i in tiny.train[:2])
-    assert (first.rgb - second.rgb).abs().max() > 0.01
+    assert (first.rgb - second.rgb).abs().max() > 1e-3
     for name in ("opacity", "optical_depth", "depth", "normal", "t_surface"):
         torch.testing.assert_close(getattr(first, name), getattr(second, name), atol=0, rtol=0)
 
@@ -74,7 +74,7 @@ def test_colours_differ_between_photographs_and_geometry_does_not(learned, tiny)
 def test_the_background_is_each_photographs_own(learned, tiny):
     rays = tiny.rays(tiny.train[0], stride=3)[0]
     a, b = (background_color(learned, replace(rays, image_index=torch.full_like(rays.image_index, i)), None) for i in tiny.train[:2])
-    assert (a - b).abs().max() > 0.01
+    assert (a - b).abs().max() > 1e-3
 
 
 def test_what_belongs_to_no_photograph_shows_the_mean(learned, tiny):
