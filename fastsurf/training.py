@@ -30,7 +30,7 @@ DEFAULT_RAYS = {"cpu": 512, "cuda": 4096}  # of the same time, a CPU makes bette
 GRID_LOOKS_EVERYWHERE = 8  # the first grid updates look at every cell
 LEAST_SHARE = 0.2  # of `train.minutes` that is training, however long the rest takes
 REHEARSAL = 0.3  # share of a run after which it begins anew, where passers-by are told apart: by then it is known what stays unexplained
-UNSETTLED = 0.3  # stage of the second part from which what is known of them is renewed
+REOPENED = 0.3  # stage of the second part from which what is known of them is renewed
 PSNR_MEMORY = 0.98  # of the running mean of squared errors, per step
 
 
@@ -146,8 +146,8 @@ def _step(run: Training, progress: float) -> tuple[dict[str, float], float, floa
     stage = run.stage()
     model.set_progress(stage)
     if run.patches is not None and run.began:
-        run.patches.settled = stage < UNSETTLED
-        if not run.patches.settled and run.step % config.grid.update_every == 0:
+        run.patches.open.fill_(stage >= REOPENED)
+        if stage >= REOPENED and run.step % config.grid.update_every == 0:
             run.patches.judge(config.loss.transient)
     if (run.step - run.began) % config.grid.update_every == 0:
         model.update_grid(run.generator, everywhere=run.step - run.began < GRID_LOOKS_EVERYWHERE * config.grid.update_every)
