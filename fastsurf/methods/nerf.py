@@ -15,6 +15,7 @@ from ..compositing import Rendering
 from ..config import Config
 from ..encoding import Level
 from ..field import FieldSample, OccupancyField
+from ..grid import OccupancyGrid
 from ..rays import Rays
 from ..render import BackgroundFn, Samples, Solid, render_volume
 from ..sampling import toward_light
@@ -63,6 +64,11 @@ class DensityField(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """`surface.search` for this level."""
         return search(lambda x: self.level(x, backend), rays, lattice, count, step, secant_steps)
+
+
+def thinnest_kept(grid: OccupancyGrid) -> float:
+    """The density below which cells are culled, per scene unit."""
+    return -math.log1p(-grid.threshold) / grid.step
 
 
 def whole_ray(progress: float, config: Config) -> tuple[float, float]:
