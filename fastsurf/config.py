@@ -105,7 +105,7 @@ class TrainConfig:
 
     minutes: float | None = None  # from photographs to mesh; if neither this nor steps is set 3, on a GPU 0.5
     steps: int | None = None  # instead of minutes, where set
-    rays: int = 0  # a step; 0: 1024, on a GPU 4096
+    rays: int = 0  # a step; 0: 512, on a GPU 4096
     foreground: float = 0.75  # share of rays through masks, where masks exist
     rate_grid: float = 1e-2
     rate_mlp: float = 1e-3
@@ -129,6 +129,18 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class PosesConfig:
+    """Cameras of bare photographs (poses.py)."""
+
+    pairs: str = "auto"  # which are compared: auto (all of up to 80, else those that look alike) | all | sequence (video, a walk)
+    cameras: str = "auto"  # which share one: auto (same size, make, model and focal length) | one | folder | each
+    max_side: int = 1000  # pixels; features are looked for at this size
+    features: int = 2048  # of a photograph, at most
+    frames: int = 120  # of a video, at most
+    least: float = 0.6  # share of the photographs that must find their place
+
+
+@dataclass(frozen=True)
 class Config:
     """All sections."""
 
@@ -140,6 +152,7 @@ class Config:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    poses: PosesConfig = dataclasses.field(default_factory=PosesConfig)
     method: str = "unisurf"  # see fastsurf/methods
     backend: str = "auto"  # auto | triton | cuda | native | reference
     precision: str = "exact"  # exact: float32 throughout | fast: half inputs of matrix products, on a GPU
@@ -163,6 +176,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
     "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
+    "poses.max_side": (100, ANY), "poses.features": (100, 1 << 15), "poses.frames": (3, ANY), "poses.least": (0, 1),
 }  # fmt: skip
 CHOICES = {
     "method": ("unisurf", "nerf"),
@@ -170,6 +184,8 @@ CHOICES = {
     "precision": ("exact", "fast"),
     "color.direction": ("view", "reflected", "reflected-learn"),
     "scene.background": ("auto", "random", "white", "black", "model"),
+    "poses.pairs": ("auto", "all", "sequence"),
+    "poses.cameras": ("auto", "one", "folder", "each"),
 }
 
 

@@ -1,7 +1,7 @@
 """The product: load → train → mesh → write. Start reading here.
 
 A run folder holds config.toml, log.jsonl, checkpoint.safetensors, preview.png, first_mesh.ply (half-way) and mesh.ply; each is replaced
-whole or not at all.
+whole or not at all. Photographs without cameras get them first, in the folder poses.
 """
 
 import contextlib
@@ -23,16 +23,18 @@ from .config import Config, check, to_toml
 from .encoding import stable_finest
 from .errors import MeshError, UsageError
 from .files import write_whole
-from .hooks import Event, Hook, MeshProgress, Note, PhaseDone, PhaseStarted, Saved, TrainState
+from .hooks import Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
 from .info import suggested_resolution, warnings
 from .mesh import Mesh, clean, extract, simplify
 from .model import Model
 from .pictures import preview, preview_png, vertex_colors
+from .poses import find_poses, is_bare
 from .scene import Scene, load_scene
 from .training import Training, train
 from .ui.jsonlines import JsonLines
 
 CHECKPOINT, CONFIG, LOG, PREVIEW, MESH = "checkpoint.safetensors", "config.toml", "log.jsonl", "preview.png", "mesh.ply"
+POSES = "poses"  # the scene made of photographs without cameras
 FIRST_MESH, FIRST_MESH_AT = "first_mesh.ply", 0.5  # of the training
 MESHING_TAKES = 2.0  # seconds, until the first mesh tells
 MESH_GROWS = 3.0  # times as long for twice the resolution: between a curve's 2 and a surface's 4
@@ -46,7 +48,7 @@ class Result:
     mesh_path: Path
     mesh: Mesh
     state: TrainState | None  # the last step; None if none was made
-    seconds: dict[str, float]  # by phase: read, train, mesh
+    seconds: dict[str, float]  # by phase: poses (where there were no cameras), read, train, mesh
     stopped: bool  # before its time, by the user
 
 
@@ -66,7 +68,7 @@ def reconstruct(
     """Photographs with cameras in, a coloured mesh in their own coordinates out.
 
     Args:
-        scene: a folder or file of photographs with cameras, or one already loaded.
+        scene: a folder or file of photographs with cameras, or without (poses.py finds them first), or a video; or one already loaded.
         run: folder for the checkpoint and everything else that is kept.
         out: a second copy of the mesh, by suffix .ply, .obj, .glb or .stl.
         go_on: continue the run that is in the folder.
@@ -74,7 +76,7 @@ def reconstruct(
         format: name of the scene's format, where it can't be told.
         hooks: called with every event (hooks.py).
         should_stop: asked between steps; True ends the training early, and the mesh is still written.
-        began: when the clock of `train.minutes` started, by `time.monotonic()`; now if not given.
+        began: when the clock of `train.minutes` started, by `time.monotonic()`; now if not given. Finding cameras stops that clock.
 
     Raises:
         SceneError, ConfigError, CheckpointError, MeshError, BackendError: see errors.py; what was saved until then is kept.
@@ -131,6 +133,14 @@ def _reconstruct(
     began: float,
 ) -> Result:
     phases = Phases(events)
+    if not isinstance(source, Scene) and format is None and is_bare(Path(source)):
+        with phases("poses") as phase:
+            placed = find_poses(
+                source, run / POSES, config.poses, seed=config.train.seed, threads=config.threads, force=not go_on, hooks=[within(events)],
+            )
+            phase.detail = f"{len(placed.placed)} of {len(placed.placed) + len(placed.left_out)} photographs placed"
+        source = placed.scene
+        began += phases.seconds["poses"]
     with phases("read") as phase:
         scene = source if isinstance(source, Scene) else load_scene(source, config.scene, format)
         for note in [*scene.notes, *warnings(scene)]:
@@ -244,35 +254,3 @@ def background_kind(scene: Scene, config: Config) -> str:
     if config.scene.background != "auto":
         return config.scene.background
     return "random" if scene.masks is not None else "model"
-
-
-class Phases:
-    """Tells the hooks about phases and keeps their times."""
-
-    def __init__(self, events: Hook):
-        self.events = events
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, name: str) -> "Phases":
-        self.name, self.detail = name, ""
-        return self
-
-    def __enter__(self) -> "Phases":
-        self.start = time.monotonic()
-        self.events(PhaseStarted(self.name))
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.seconds[self.name] = time.monotonic() - self.start
-            self.events(PhaseDone(self.name, self.seconds[self.name], self.detail))
-
-
-def announce(hooks: Sequence[Hook]) -> Hook:
-    """One hook that calls them all, in order."""
-
-    def tell(event: Event) -> None:
-        for hook in hooks:
-            hook(event)
-
-    return tell

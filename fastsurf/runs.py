@@ -14,16 +14,17 @@ from .backends import Backend
 from .checkpoint import Header, load_model, read_header
 from .errors import CheckpointError, SceneError, UsageError
 from .files import write_whole
-from .hooks import Hook, MeshProgress, Note, Saved
+from .hooks import Hook, MeshProgress, Note, Saved, announce
 from .mesh import Mesh
 from .meshio import read_mesh, write_mesh, writer
 from .methods.nerf import thinnest_kept
-from .metrics import psnr, read_truth, score_mesh, ssim
+from .metrics import Threshold, measure, psnr, read_truth, scores_of, ssim, sweep
 from .model import Model
 from .pictures import normal_picture, orbit, png, render_rays, to_bytes
 from .rays import Rays
-from .reconstruction import CHECKPOINT, MESH, announce, compute, make_mesh
+from .reconstruction import CHECKPOINT, MESH, compute, make_mesh
 from .scene import Scene, load_scene
+from .ui.jsonlines import finite
 
 ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizontal field of view in radians
 FRAME_MS = 66
@@ -163,22 +164,24 @@ def eval_run(
     backend: str = "auto",
     threads: int = 0,
     hooks: Sequence[Hook] = (),
+    thresholds: Sequence[Threshold] = (),
 ) -> dict[str, Any]:
     """Scores of a run.
 
     Args:
         truth: a mesh, points (.npz with points and normals), or a folder with gt/, in the input's frame.
         mesh: what is scored against the truth; RUN/mesh.ply if not given.
+        thresholds: at which precision, recall and F1 are wanted besides.
 
     Returns:
         `psnr`, `ssim` (means over held-out views; None without any), `views` (each by name), and `mesh` with Chamfer distance,
-        F-scores and normal error where a truth is given.
+        F-scores and normal error where a truth is given; its `sweep` is a list with an entry for each threshold.
 
     Raises:
-        UsageError: a mesh, but nothing to score it against.
+        UsageError: a mesh or thresholds, but nothing to score against.
     """
-    if mesh is not None and truth is None:
-        raise UsageError(f"nothing to score {mesh} against: want a true surface, --gt MESH")
+    if truth is None and (mesh is not None or thresholds):
+        raise UsageError(f"nothing to score {mesh or Path(run) / MESH} against: want a true surface, --gt MESH")
     known = read_truth(Path(truth)) if truth is not None else None
     made = read_mesh(Path(mesh) if mesh else Path(run) / MESH) if known is not None else None
     events = announce(hooks)
@@ -196,7 +199,8 @@ def eval_run(
         "seconds": header.seconds,
     }
     if known is not None and made is not None:
-        scores["mesh"] = score_mesh(made, known, [scene.capture.views[i] for i in scene.train])
+        measured = measure(made, known, [scene.capture.views[i] for i in scene.train])
+        scores["mesh"] = {**scores_of(measured), **({"sweep": sweep(measured, thresholds)} if thresholds else {})}
     return scores
 
 
@@ -217,8 +221,14 @@ def _score_views(scene: Scene, model: Model, events: Hook) -> dict[str, dict[str
 
 
 def write_json(path: str | Path, tree: object) -> None:
-    """A JSON file, whole or not at all."""
-    write_whole(Path(path), (json.dumps(tree, indent=1) + "\n").encode())
+    """A JSON file, whole or not at all; numbers that are not finite become null."""
+    write_whole(Path(path), (json.dumps(finite(tree), indent=1) + "\n").encode())
+
+
+def read_json(path: str | Path) -> dict[str, Any] | None:
+    """None where there is no such file. Files are written whole, so what is there can be read."""
+    tree: dict[str, Any] | None = json.loads(Path(path).read_text()) if Path(path).is_file() else None
+    return tree
 
 
 def _orbit_rays(header: Header) -> list[tuple[str, Rays, tuple[int, int]]]:
