@@ -48,9 +48,10 @@ class FieldConfig:
     first_levels: int = 6  # coarse-to-fine: levels in use at the start
     grow_until: float = 0.4  # progress at which every level is in use
     prior_radius: float = 0.5  # sphere that the untrained field shows
-    sharpness: float = 10.0  # logit = sharpness * (g + prior); the least value
+    sharpness: float = 10.0  # logit = sharpness * (g + prior), the least value; nerf: log density = sharpness * g
     sharpness_times_half_width: float = 5.0  # sharpness follows the interval: max(sharpness, this / half width)
     sharpness_max: float = 400.0
+    density_level: float = 50.0  # nerf: density of what is meshed, per scene unit
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,9 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "scene.holdout": (0, ANY),
     "field.levels": (1, 32), "field.log2_entries": (4, 24), "field.base_resolution": (2, ANY), "field.finest_resolution": (0, 1 << 16),
     "field.width": (1, 256), "field.first_levels": (1, ANY), "field.sharpness": (1e-3, ANY),
-    "field.sharpness_times_half_width": (0, ANY), "field.sharpness_max": (1e-3, ANY),
+    "field.sharpness_times_half_width": (0, ANY), "field.sharpness_max": (1e-3, ANY), "field.density_level": (1e-3, ANY),
     "color.width": (1, 256), "color.hidden": (0, 16),
-    "grid.resolution": (8, 512), "grid.update_every": (1, ANY), "grid.decay": (0, 1), "grid.error_budget": (1e-6, 0.5),
+    "grid.resolution": (8, 512), "grid.update_every": (1, ANY), "grid.decay": (0, 1), "grid.error_budget": (1e-6, 0.99),
     "grid.steps": (8, 1 << 14), "grid.secant_steps": (0, ANY),
     "sampling.interval": (1, ANY), "sampling.front": (0, ANY), "sampling.delta_max": (1e-4, ANY), "sampling.delta_min": (1e-4, ANY),
     "sampling.delta_until": (1e-3, ANY),
@@ -179,7 +180,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "poses.max_side": (100, ANY), "poses.features": (100, 1 << 15), "poses.frames": (3, ANY), "poses.least": (0, 1),
 }  # fmt: skip
 CHOICES = {
-    "method": ("unisurf",),
+    "method": ("unisurf", "nerf"),
     "backend": ("auto", "triton", "cuda", "native", "reference"),
     "precision": ("exact", "fast"),
     "color.direction": ("view", "reflected", "reflected-learn"),

@@ -11,7 +11,7 @@ from .field import FieldSample, OccupancyField
 from .grid import OccupancyGrid
 from .methods import METHODS
 from .rays import Rays
-from .surface import Crossings, march
+from .surface import Crossings, march, unsearched
 
 
 class Model(nn.Module):
@@ -31,7 +31,7 @@ class Model(nn.Module):
         self.field = self.method.field(config, generator)
         self.head = ColorHead(config.color, generator)
         self.background = Background(generator) if background == "model" else None
-        self.grid = OccupancyGrid(config.grid, config.sampling.front + config.sampling.interval)
+        self.grid = OccupancyGrid(config.grid, self.method.looks(config))
         self.register_buffer("now", torch.zeros(3), persistent=False)  # half-width of the interval, sharpness, plain_colors
         self.to(backend.device)
         self.set_progress(0.0)
@@ -70,6 +70,10 @@ class Model(nn.Module):
     def opacity(self, level: Tensor, length: Tensor | float) -> tuple[Tensor, Tensor]:
         """See `Solid.opacity`."""
         return self.method.opacity(level, length, self.sharpness)
+
+    def march(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
+        """See `Solid.march`."""
+        return unsearched(rays, *march(rays, self.occupied, self.grid.step, self.backend, offset), self.grid.step)
 
     def first_crossing(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
         """See `surface.first_crossing`."""

@@ -17,6 +17,7 @@ from .files import write_whole
 from .hooks import Hook, MeshProgress, Note, Saved, announce
 from .mesh import Mesh
 from .meshio import read_mesh, write_mesh, writer
+from .methods.nerf import thinnest_kept
 from .metrics import Threshold, measure, psnr, read_truth, scores_of, ssim, sweep
 from .model import Model
 from .pictures import normal_picture, orbit, png, render_rays, to_bytes
@@ -29,14 +30,22 @@ ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizon
 FRAME_MS = 66
 
 
-def open_run(run: str | Path, backend: Backend) -> tuple[Header, Model]:
+def open_run(run: str | Path, backend: Backend, density: float | None = None) -> tuple[Header, Model]:
     """The model of a run as its last checkpoint left it, and what that says.
+
+    Args:
+        density: per scene unit, where the surface is taken to be instead of at `field.density_level`.
 
     Raises:
         CheckpointError: there is none, or it can't be read.
+        UsageError: a density, but the method has none.
     """
     path = Path(run) / CHECKPOINT
     header = read_header(path)
+    if density is not None:
+        if header.config.method != "nerf":
+            raise UsageError(f"{run} was made by {header.config.method}, which has no density to choose: want a run of --method nerf")
+        header = replace(header, config=replace(header.config, field=replace(header.config.field, density_level=density)))
     model = Model(header.config, backend, header.background)
     load_model(path, model)
     model.set_progress(header.progress)
@@ -63,12 +72,23 @@ def mesh_run(
     backend: str = "auto",
     threads: int = 0,
     hooks: Sequence[Hook] = (),
+    density: float | None = None,
 ) -> Mesh:
-    """Mesh again, at another resolution or open at the scene box; in the input's own frame."""
+    """Mesh again, at another resolution, open at the scene box or at another density; in the input's own frame.
+
+    Args:
+        density: see `open_run`.
+
+    Raises:
+        UsageError: so thin that the occupancy grid may have culled it.
+    """
     writer(Path(out))
     events = announce(hooks)
     with compute(backend, threads) as kernels:
-        header, model = open_run(run, kernels)
+        header, model = open_run(run, kernels, density)
+        thinnest = thinnest_kept(model.grid)
+        if density is not None and not density > thinnest:
+            raise UsageError(f"density {density:g}: what is no denser than {thinnest:.3g} is not looked at; want more")
         mesh = header.config.mesh
         mesh = replace(mesh, resolution=resolution or mesh.resolution, closed=mesh.closed if closed is None else closed)
         result = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events)
