@@ -313,8 +313,8 @@ def mesh(o: "MeshAgain") -> int:
         with _display(None, o.quiet, run.name, ("mesh",)) as display, _phase("mesh", display) as seconds:
             from .runs import mesh_run
 
-            closed, backend = False if o.open else None, o.backend or "auto"
-            made = mesh_run(run, path, resolution=o.resolution, closed=closed, backend=backend, hooks=[display], density=density)
+            made = mesh_run(run, path, resolution=o.resolution, closed=False if o.open else None, backend=o.backend or "auto",
+                            hooks=[display], density=density, appearance=o.appearance)  # fmt: skip
         if not o.quiet:
             then = shlex.join(["fastsurf", "eval", str(run), "--mesh", str(path), "--gt", "MESH"])
             _say(_closing(path, made, seconds, then, False), sys.stdout)
@@ -340,7 +340,7 @@ def render(o: "Render") -> int:
     with _display(None, o.quiet, run.name, ("render",)) as display, _phase("render", display):
         from .runs import render_run
 
-        written = render_run(run, o.views, out, backend=o.backend or "auto", hooks=[display])
+        written = render_run(run, o.views, out, backend=o.backend or "auto", hooks=[display], appearance=o.appearance)
     if not o.quiet:
         _say([f"{len(written)} pictures in {out}"], sys.stdout)
     return 0
@@ -357,7 +357,8 @@ def evaluate(o: "Eval") -> int:
     with _display(o.json, o.quiet, run.name, ("eval",)) as display, _phase("eval", display):
         from .runs import eval_run
 
-        scores = eval_run(run, o.gt, o.mesh, backend=o.backend or "auto", hooks=[display], thresholds=thresholds)
+        scores = eval_run(run, o.gt, o.mesh, backend=o.backend or "auto", hooks=[display], thresholds=thresholds,
+                          fit=o.fit_appearance)  # fmt: skip
     if o.json:
         from .ui.jsonlines import finite
 

@@ -31,6 +31,7 @@ class SceneConfig:
     center: tuple[float, float, float] | None = None  # of the scene box, in the input's own frame; None: found
     radius: float | None = None  # half the edge of the scene box, in the input's own units; None: found
     masks: str = "auto"  # auto: those found, or made where surroundings are black | ignore | a folder of masks
+    ignore: str = "auto"  # pixels not to learn from, bright in pictures: auto (ignore/NAME.png, dynamic_mask_NAME.png) | none | a folder
     background: str = "auto"  # auto: random behind masks, else model | random | white | black | model
     holdout: int = 0  # every n-th view is kept out of training and scored; 0: only what the scene itself holds out
     max_side: int = 1600  # photographs larger than this are reduced on loading, pixels
@@ -62,6 +63,7 @@ class ColorConfig:
     hidden: int = 2
     inputs: str = "x,n,h,d"  # which of position, normal, feature, direction it sees
     direction: str = "view"  # what d is: view | reflected at the normal | reflected-learn, where colours blame the normal through it too
+    appearance: int = 0  # numbers learned for each photograph that say how it was taken; colours see them, geometry doesn't
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class LossConfig:
     huber: float = 0.0  # colours off by less than this are blamed in proportion (Huber's loss); 0: L1
     outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.15 with masks, else 0
     plain_colors: float = 0.6  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
+    transient: float = 0.0  # patches of photographs off by so many times the median pull half as much: passers-by; 0: all alike
+    transient_from: float = 0.3  # progress from which they are told apart
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
     smooth: float = 0.005  # difference of normals at the surface and close to it
     smooth_distance: float = 0.01  # how close, scene units
@@ -167,12 +171,13 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "field.levels": (1, 32), "field.log2_entries": (4, 24), "field.base_resolution": (2, ANY), "field.finest_resolution": (0, 1 << 16),
     "field.width": (1, 256), "field.first_levels": (1, ANY), "field.sharpness": (1e-3, ANY),
     "field.sharpness_times_half_width": (0, ANY), "field.sharpness_max": (1e-3, ANY), "field.density_level": (1e-3, ANY),
-    "color.width": (1, 256), "color.hidden": (0, 16),
+    "color.width": (1, 256), "color.hidden": (0, 16), "color.appearance": (0, 11),
     "grid.resolution": (8, 512), "grid.update_every": (1, ANY), "grid.decay": (0, 1), "grid.error_budget": (1e-6, 0.99),
     "grid.steps": (8, 1 << 14), "grid.secant_steps": (0, ANY),
     "sampling.interval": (1, ANY), "sampling.front": (0, ANY), "sampling.delta_max": (1e-4, ANY), "sampling.delta_min": (1e-4, ANY),
     "sampling.delta_until": (1e-3, ANY),
     "loss.color": (0, ANY), "loss.huber": (0, ANY), "loss.outlier": (0, ANY), "loss.plain_colors": (0, ANY),
+    "loss.transient": (0, ANY), "loss.transient_from": (0, 1),
     "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY),
     "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
@@ -180,7 +185,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "poses.max_side": (100, ANY), "poses.features": (100, 1 << 15), "poses.frames": (3, ANY), "poses.least": (0, 1),
 }  # fmt: skip
 CHOICES = {
-    "method": ("unisurf", "nerf"),
+    "method": ("unisurf", "nerf", "wild"),
     "backend": ("auto", "triton", "cuda", "native", "reference"),
     "precision": ("exact", "fast"),
     "color.direction": ("view", "reflected", "reflected-learn"),

@@ -26,16 +26,18 @@ def outlier_scale(weights: LossConfig, masks: bool) -> float:
     return scale or math.inf
 
 
-def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0, outlier: float = math.inf) -> Tensor:
+def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0, outlier: float = math.inf, trust: Tensor | None = None) -> Tensor:
     """L1, summed over channels (UNISURF, equation 12), of (n, 3); a ray that is off by e counts as e / (1 + e / outlier), so that
     highlights and passers-by, which no surface explains, pull at none (in the manner of Geman and McClure 1985).
 
     Args:
         huber: errors of a channel below it count as error^2 / (2 huber), larger ones as much less than L1 as keeps it smooth (Huber 1964,
             divided by his threshold).
+        trust: factors (n,) of the rays.
     """
     off = torch.nn.functional.smooth_l1_loss(rgb, target, reduction="none", beta=huber).sum(-1)
-    return (off / (1.0 + off / outlier)).mean()
+    off = off / (1.0 + off / outlier)
+    return (off if trust is None else off * trust).mean()
 
 
 def mask_loss(opacity: Tensor, optical_depth: Tensor, mask: Tensor) -> Tensor:
@@ -68,16 +70,17 @@ class Seen:
     config: LossConfig
     plain: float | Tensor  # 1 once colours learn from outliers as from other rays, 0 before
     generator: torch.Generator
+    trust: Tensor | None = None  # (n_rays,) in [0, 1], how much the rays count for the colour loss; None: all alike
 
 
 def photometric(solid: Solid, seen: Seen) -> Tensor:
     """`color_loss` of all rays. Late in a run, when the surface stands, colours alone learn from outliers too: what has the wrong colour
     is an outlier, and would stay one."""
-    scale, huber = outlier_scale(seen.config, seen.batch.mask is not None), seen.config.huber
-    loss, paint = color_loss(seen.rendering.rgb, seen.target, huber, scale), seen.rendering.paint
+    scale, huber, trust = outlier_scale(seen.config, seen.batch.mask is not None), seen.config.huber, seen.trust
+    loss, paint = color_loss(seen.rendering.rgb, seen.target, huber, scale, trust), seen.rendering.paint
     if math.isinf(scale):
         return loss
-    left_out = color_loss(paint, seen.target, huber) - color_loss(paint, seen.target, huber, scale)
+    left_out = color_loss(paint, seen.target, huber, trust=trust) - color_loss(paint, seen.target, huber, scale, trust)
     return loss + seen.plain * (left_out - left_out.detach())
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .appearance import MEAN, Appearance
 from .backends import Backend, FusedBackend, Parameters
 from .background import Background
 from .color import ColorHead
@@ -19,9 +20,10 @@ class Model(nn.Module):
 
     now: Tensor
 
-    def __init__(self, config: Config, backend: Backend, background: str):
+    def __init__(self, config: Config, backend: Backend, background: str, photographs: int = 0):
         """Args:
         background: model | random | white | black, what lies behind the scene box.
+        photographs: how many the scene has; asked where each has an appearance of its own.
         """
         super().__init__()
         generator = torch.Generator().manual_seed(config.train.seed)
@@ -30,7 +32,9 @@ class Model(nn.Module):
         self.method = METHODS[config.method]
         self.field = self.method.field(config, generator)
         self.head = ColorHead(config.color, generator)
-        self.background = Background(generator) if background == "model" else None
+        dimensions = config.color.appearance
+        self.background = Background(generator, embedded=dimensions > 0) if background == "model" else None
+        self.appearance = Appearance(photographs, dimensions) if dimensions else None
         self.grid = OccupancyGrid(config.grid, self.method.looks(config))
         self.register_buffer("now", torch.zeros(3), persistent=False)  # half-width of the interval, sharpness, plain_colors
         self.to(backend.device)
@@ -85,10 +89,15 @@ class Model(nn.Module):
         """Level, feature and normal of (n, 3)."""
         return self.field.sample(x, self.backend)
 
-    def color(self, x: Tensor, sample: FieldSample, directions: Tensor) -> Tensor:
-        """Colours (n, 3) in [0, 1]."""
-        rgb: Tensor = self.head(x, sample, directions, self.backend)
+    def color(self, x: Tensor, sample: FieldSample, directions: Tensor, view: Tensor | None = None) -> Tensor:
+        """Colours (n, 3) in [0, 1] as in photographs view (n,) int64; without them, as in their mean."""
+        view = torch.full((len(x),), MEAN, device=x.device) if view is None else view
+        rgb: Tensor = self.head(x, sample, directions, self.appearance_of(view), self.backend)
         return rgb
+
+    def appearance_of(self, view: Tensor) -> Tensor | None:
+        """Embeddings (n, a) of photographs view (n,) int64; None where they have none."""
+        return None if self.appearance is None else self.appearance(view)
 
     def weights_of(self, alphas: Tensor) -> Tensor:
         """See `compositing.weights_of`."""

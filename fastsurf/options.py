@@ -178,6 +178,8 @@ class MeshAgain:
     """of a NeRF: a mesh at each of these densities per scene unit, FILE_S.ply and so on"""
     open: Flag = False
     """leave the mesh open where the scene box cuts it"""
+    appearance: Annotated[str | None, arg(metavar="PHOTO|mean", help_behavior_hint="")] = None
+    """colours as when that photograph was taken, of a run of --method wild; mean if not given"""
     backend: BackendName = None
     """what computes"""
     force: Flag = False
@@ -196,6 +198,8 @@ class Render:
     """which views"""
     out: OutFolder = None
     """folder for the pictures; RUN/VIEWS if not given"""
+    appearance: Annotated[str | None, arg(metavar="PHOTO|mean", help_behavior_hint="")] = None
+    """all pictures as when that photograph was taken, of a run of --method wild"""
     backend: BackendName = None
     """what computes"""
     force: Flag = False
@@ -216,6 +220,8 @@ class Eval:
     """the mesh to score; RUN/mesh.ply if not given"""
     thresholds: Thresholds = None
     """also precision, recall and F1 at these: percent of the diagonal, or plain numbers in the input's units"""
+    fit_appearance: Flag = False
+    """learn how each held-out view was taken from its left half, and score the right one; of a run of --method wild"""
     backend: BackendName = None
     """what computes"""
     json: JsonFile = None
@@ -275,7 +281,7 @@ def flags(kind: type) -> list[str]:
     """Every --flag of a verb."""
     nested = {"photographs": Photographs, "settings": Settings}
     named = [f for f in fields(kind) if f.type not in (BareArgument, SceneArgument, RunArgument)]
-    return [flag for f in named for flag in (flags(nested[f.name]) if f.name in nested else [f"--{f.name}"])]
+    return [flag for f in named for flag in (flags(nested[f.name]) if f.name in nested else [f"--{f.name.replace('_', '-')}"])]
 
 
 def check_choices(chosen: object) -> None:

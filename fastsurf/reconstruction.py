@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, meshio
+from .appearance import MEAN
 from .backends import Backend, choose_backend
 from .backends.native import NativeBackend
 from .checkpoint import read_header, resume, save_checkpoint
@@ -151,7 +152,7 @@ def _reconstruct(
     config = fit_to(scene, config)
 
     with phases("train") as phase:
-        model = Model(config, backend, background_kind(scene, config))
+        model = Model(config, backend, background_kind(scene, config), len(scene.capture.views))
         training = Training(scene, model, backend)
         if go_on:
             resume(run / CHECKPOINT, training)
@@ -218,8 +219,8 @@ def _first_mesh(run: Training, folder: Path, events: Hook) -> float:
     return MESH_GROWS * (time.monotonic() - start)
 
 
-def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config, events: Hook) -> Mesh:
-    """Level set, cleaned, coloured, in the input's own frame.
+def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config, events: Hook, view: int = MEAN) -> Mesh:
+    """Level set, cleaned, coloured (as the photograph `view` was taken), in the input's own frame.
 
     Raises:
         MeshError: there is no surface, and why.
@@ -236,7 +237,7 @@ def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
     if c.faces:
         vertices, faces = simplify(vertices, faces, c.faces)
-    normals, colors = vertex_colors(model, vertices, colored=c.colors)
+    normals, colors = vertex_colors(model, vertices, c.colors, view)
     events(MeshProgress(1.0, "colours"))
     world = np.asarray(center, np.float64) + radius * vertices
     return Mesh(world, faces, normals, colors)

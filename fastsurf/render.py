@@ -56,8 +56,8 @@ class Solid(Protocol):
         """Alphas and optical depths -log(1 - alpha) of samples, each of which stands for that length of its ray; all (n,)."""
         ...
 
-    def color(self, x: Tensor, sample: FieldSample, directions: Tensor) -> Tensor:
-        """Colours (n, 3)."""
+    def color(self, x: Tensor, sample: FieldSample, directions: Tensor, view: Tensor | None = None) -> Tensor:
+        """Colours (n, 3), as in photographs view (n,) int64."""
         ...
 
     def weights_of(self, alphas: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def render_surface(rays: Rays, solid: Solid, background: BackgroundFn) -> tuple[
     hit = found.hit
     x = rays.origins[hit] + found.t[hit, None] * rays.directions[hit]
     sample = solid.sample(x)
-    rgb = background(rays).index_put((hit,), solid.color(x, sample, rays.directions[hit]))
+    rgb = background(rays).index_put((hit,), solid.color(x, sample, rays.directions[hit], rays.image_index[hit]))
     normal = rays.origins.new_zeros(len(rays), 3).index_put((hit,), sample.normal)
     return Rendering(rgb, hit.float(), torch.where(hit, torch.inf, 0.0), found.t, normal, hit, found.t, rgb), found
 
@@ -160,7 +160,7 @@ def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, length
     bright = (weight > LEAST_WEIGHT).nonzero()[:, 0]
     seen = FieldSample(sample.level[bright], sample.feature[bright], sample.normal[bright])
     rows = kept[bright]
-    color = solid.color(x[bright], seen, rays.directions[rows // s])
+    color = solid.color(x[bright], seen, rays.directions[rows // s], rays.image_index[rows // s])
     with torch.no_grad():
         normal = x.new_zeros(n, 3).index_add_(0, kept // s, weight[:, None] * sample.normal)
     return weights, x.new_zeros(n * s, 3).index_put((rows,), color).view(n, s, 3), normal, depths.sum(1)
@@ -172,7 +172,7 @@ def _shade_all(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, lengths
     sample = solid.sample(points)
     alphas, depths = (torch.where(in_use, v, 0.0).view(n, s) for v in solid.opacity(sample.level, lengths.flatten()))
     weights = solid.weights_of(alphas)
-    color = solid.color(points, sample, rays.directions.repeat_interleave(s, 0)).view(n, s, 3)
+    color = solid.color(points, sample, *(a.repeat_interleave(s, 0) for a in (rays.directions, rays.image_index))).view(n, s, 3)
     with torch.no_grad():
         bright = (weights > LEAST_WEIGHT)[..., None]
         normal = blend(weights, sample.normal.view(n, s, 3))

@@ -55,7 +55,7 @@ class Sphere:
     def weights_of(self, alphas: Tensor) -> Tensor:
         return weights_of(alphas)
 
-    def color(self, x: Tensor, sample: FieldSample, directions: Tensor) -> Tensor:
+    def color(self, x: Tensor, sample: FieldSample, directions: Tensor, view: Tensor | None = None) -> Tensor:
         return (0.5 + 0.4 * sample.normal).clamp(0, 1)
 
 

@@ -60,4 +60,5 @@ NERF = Method(  # Mildenhall et al. 2020
     fused=False,
     looks=lambda config: config.grid.steps,
 )
-METHODS = {"unisurf": UNISURF, "nerf": NERF}
+WILD = UNISURF  # with what configs/wild.toml has different: colours see an embedding of the photograph
+METHODS = {"unisurf": UNISURF, "nerf": NERF, "wild": WILD}
