@@ -32,6 +32,7 @@ class Header:
     center: tuple[float, float, float]  # of the scene box, in the input's own frame
     radius: float
     background: str
+    views: int  # photographs
     device: str  # cpu or cuda: where its random numbers came from
     step: int
     progress: float
@@ -50,6 +51,7 @@ def save_checkpoint(path: Path, run: Training) -> None:
         "center": [float(c) for c in scene.center],
         "radius": float(scene.radius),
         "background": run.model.background_kind,
+        "views": len(scene.images),
         "device": run.backend.device.type,
         "levels": [[level.scale, level.resolution, level.offset, level.size] for level in run.model.field.levels],
         "step": run.step,
@@ -79,7 +81,8 @@ def read_header(path: Path) -> Header:
         x, y, z = tree["center"]
         return Header(
             from_dict(tree["config"], str(path)), tree["scene"], tree["scene_format"], (x, y, z), tree["radius"],
-            tree["background"], tree.get("device", "cpu"), tree["step"], tree["progress"], tree["seconds"], tree["squared_error"],
+            tree["background"], tree.get("views", 0), tree.get("device", "cpu"), tree["step"], tree["progress"], tree["seconds"],
+            tree["squared_error"],
         )
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path}: damaged ({type(e).__name__}: {e})") from None

@@ -10,6 +10,7 @@ from .config import Config
 from .field import FieldSample, OccupancyField
 from .grid import OccupancyGrid
 from .methods import METHODS
+from .poses import Poses
 from .rays import Rays
 from .surface import Crossings, march
 
@@ -19,9 +20,10 @@ class Model(nn.Module):
 
     now: Tensor
 
-    def __init__(self, config: Config, backend: Backend, background: str):
+    def __init__(self, config: Config, backend: Backend, background: str, views: int = 0):
         """Args:
         background: model | random | white | black, what lies behind the scene box.
+        views: number of photographs, where something is learned of each.
         """
         super().__init__()
         generator = torch.Generator().manual_seed(config.train.seed)
@@ -32,6 +34,7 @@ class Model(nn.Module):
         self.head = ColorHead(config.color, generator)
         self.background = Background(generator) if background == "model" else None
         self.grid = OccupancyGrid(config.grid, config.sampling.front + config.sampling.interval)
+        self.poses = Poses(views) if config.train.cameras else None
         self.register_buffer("now", torch.zeros(2), persistent=False)  # half-width of the interval and sharpness
         self.to(backend.device)
         self.set_progress(0.0)
@@ -60,6 +63,10 @@ class Model(nn.Module):
     def level(self, x: Tensor) -> Tensor:
         """(n, 3) -> (n,), positive inside the solid, without gradients."""
         return self.field.level(x, self.backend)
+
+    def corrected(self, rays: Rays) -> Rays:
+        """Rays of photographs as the learned cameras see them."""
+        return rays if self.poses is None else self.poses(rays)
 
     def opacity(self, level: Tensor, length: Tensor | float) -> tuple[Tensor, Tensor]:
         """See `Solid.opacity`."""

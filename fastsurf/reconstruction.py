@@ -141,7 +141,7 @@ def _reconstruct(
     config = fit_to(scene, config)
 
     with phases("train") as phase:
-        model = Model(config, backend, background_kind(scene, config))
+        model = Model(config, backend, background_kind(scene, config), len(scene.images))
         training = Training(scene, model, backend)
         if go_on:
             resume(run / CHECKPOINT, training)

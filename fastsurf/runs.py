@@ -36,7 +36,7 @@ def open_run(run: str | Path, backend: Backend) -> tuple[Header, Model]:
     """
     path = Path(run) / CHECKPOINT
     header = read_header(path)
-    model = Model(header.config, backend, header.background)
+    model = Model(header.config, backend, header.background, header.views)
     load_model(path, model)
     model.set_progress(header.progress)
     return header, model

@@ -17,6 +17,7 @@ from ..rays import Rays
 from ..render import BackgroundFn, Samples, Solid, render_unified
 from ..sampling import shrinking
 from ..surface import Crossings
+from . import idr
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Method:
     render: Callable[[Rays, Solid, float | Tensor, Samples, BackgroundFn], tuple[Rendering, Crossings]]
     losses: Mapping[str, Callable[[Solid, Seen], Tensor]]  # by the name of its weight in LossConfig; in the order in which they are shown
     fused: bool  # the native training step knows it
+    recordable: bool = True  # on a GPU no value decides a shape (see `Solid.dense`)
+    wants_masks: bool = False  # without them the outline is not learned
 
 
 def occupancy_field(config: Config, generator: torch.Generator) -> OccupancyField:
@@ -44,4 +47,14 @@ UNISURF = Method(  # Oechsle, Peng and Geiger 2021
     losses={"color": photometric, "mask": mask_term, "smooth": smoothness},
     fused=True,
 )
-METHODS = {"unisurf": UNISURF}
+IDR = Method(
+    field=idr.field,
+    schedule=idr.schedule,
+    opacity=idr.opacity,
+    render=idr.render,
+    losses={"color": idr.photometric, "mask": idr.silhouette, "eikonal": idr.eikonal},
+    fused=False,
+    recordable=False,
+    wants_masks=True,
+)
+METHODS = {"unisurf": UNISURF, "idr": IDR}
