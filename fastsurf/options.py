@@ -145,6 +145,8 @@ class Render:
     """which views"""
     out: OutFolder = None
     """folder for the pictures; RUN/VIEWS if not given"""
+    renderer: Folder = None
+    """another run, whose appearance is put on this one's geometry"""
     backend: BackendName = None
     """what computes"""
     force: Flag = False

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from .backends import Backend
 from .checkpoint import Header, load_model, read_header
+from .color import ColorHead
 from .errors import CheckpointError, SceneError, UsageError
 from .files import write_whole
 from .hooks import Hook, MeshProgress, Note, Saved
@@ -77,24 +78,43 @@ def mesh_run(
 
 
 def render_run(
-    run: str | Path, views: str, out: str | Path, backend: str = "auto", threads: int = 0, hooks: Sequence[Hook] = ()
+    run: str | Path,
+    views: str,
+    out: str | Path,
+    backend: str = "auto",
+    threads: int = 0,
+    hooks: Sequence[Hook] = (),
+    renderer: str | Path | None = None,
 ) -> list[Path]:
     """Pictures of a run: OUT/NAME.png, OUT/normal/NAME.png, OUT/depth/NAME.npy (float32, along the ray, input units) and .png.
 
     Args:
         views: test | train, the photographs' views by their own names; orbit, a circle round the object, also as OUT/orbit.webp.
+        renderer: another run, whose colour head takes the place of this one's (IDR, section 4.4: its appearance on this geometry).
 
     Raises:
-        UsageError: an unknown kind of views, or none of that kind in the scene.
+        UsageError: an unknown kind of views, or none of that kind in the scene; a renderer that doesn't fit.
     """
     if views not in ("test", "train", "orbit"):
         raise UsageError(f"--views wants test, train or orbit; found {views!r}")
     out, events = Path(out), announce(hooks)
     with compute(backend, threads) as kernels:
         header, model = open_run(run, kernels)
+        if renderer is not None:
+            model.head = _head_of(renderer, header, kernels)
         written = _render(header, model, views, out, events)
     events(Saved("pictures", out))
     return written
+
+
+def _head_of(run: str | Path, wanted: Header, backend: Backend) -> ColorHead:
+    """The colour head of a run, for a model as `wanted` has it."""
+    header, model = open_run(run, backend)
+    then, now = ({"method": h.config.method, **{f"color.{k}": v for k, v in asdict(h.config.color).items()}} for h in (header, wanted))
+    for name in now:
+        if then[name] != now[name]:
+            raise UsageError(f"the renderer of {run} doesn't fit: its {name} is {then[name]}, that of the geometry {now[name]}")
+    return model.head
 
 
 def _render(header: Header, model: Model, views: str, out: Path, events: Hook) -> list[Path]:

@@ -13,7 +13,7 @@ from ..field import Field
 from ..losses import Seen, color_loss, eikonal_loss, outlier_scale
 from ..rays import Rays
 from ..render import BackgroundFn, Samples, Solid
-from ..sampling import random_jitter, strata
+from ..sampling import strata
 from ..surface import Crossings
 from ..tracing import SAMPLES, intersection, nearest, sphere_trace
 from .distance import HashDistance, MlpDistance
@@ -21,6 +21,8 @@ from .distance import HashDistance, MlpDistance
 SHARPEST_AT = 0.625  # progress: IDR doubles alpha five times in the first 1250 of 2000 epochs
 SECANT_STEPS = 8
 OBJECT = 0.5  # a mask above it
+FEW_SAMPLES = 32  # of a ray that misses, for the eikonal loss
+AROUND = 0.05  # of the surface, scene units: where slopes are asked for as well
 
 
 def field(config: Config, generator: torch.Generator) -> Field:
@@ -89,11 +91,17 @@ def mask_loss(level: Tensor, mask: Tensor, alpha: float | Tensor) -> Tensor:
 
 
 def eikonal(solid: Solid, seen: Seen) -> Tensor:
-    """`eikonal_loss` where rays meet the surface, anywhere on those that don't, and at half as many points of the box."""
-    rays, generator, n = seen.batch.rays.detached(), seen.generator, len(seen.batch.rays)
-    device = rays.t_near.device
-    anywhere = torch.rand(n // 2, 3, generator=generator, device=device) * 2.0 - 1.0
-    t = rays.t_near + (rays.t_far - rays.t_near) * random_jitter(n, 1, generator, device)[:, 0]
-    slope = solid.sample(torch.cat([rays.at(torch.where(seen.found.hit, seen.found.t, t)), anywhere])).slope
+    """`eikonal_loss` where rays meet the surface or come closest to it, round about, and at a few points of the box.
+
+    IDR has more points anywhere. In a hash grid they are noise: an entry far off is touched once in a while, and Adam makes of each touch
+    a whole step.
+    """
+    rays, found, generator, n = seen.batch.rays.detached(), seen.found, seen.generator, len(seen.batch.rays)
+    t, missed, device = found.t.clone(), ~found.hit, found.t.device
+    t[missed] = nearest(solid.level, rays[missed], strata(int(missed.sum()), FEW_SAMPLES, generator, device))
+    at = rays.at(t)
+    around = at + (torch.rand(n, 3, generator=generator, device=device) * 2.0 - 1.0) * AROUND
+    anywhere = torch.rand(n // 16, 3, generator=generator, device=device) * 2.0 - 1.0
+    slope = solid.sample(torch.cat([at, around, anywhere]).clamp(-1.0, 1.0)).slope
     assert slope is not None
     return eikonal_loss(slope)
