@@ -334,13 +334,14 @@ def _densities(text: str) -> list[float]:
 def render(o: "Render") -> int:
     """`fastsurf render RUN`."""
     run = _wanted(o.run, "render wants a RUN: the folder that a reconstruction left")
-    out = o.out or run / o.views
+    out = o.out or run / (f"{o.views}_as_{o.renderer.resolve().stem}" if o.renderer else o.views)
     if out.is_dir() and any(out.iterdir()) and not o.force:
         raise UsageError(f"{out} is not empty: --force writes into it, -o DIR takes another folder")
     with _display(None, o.quiet, run.name, ("render",)) as display, _phase("render", display):
         from .runs import render_run
 
-        written = render_run(run, o.views, out, backend=o.backend or "auto", hooks=[display], appearance=o.appearance)
+        backend = o.backend or "auto"
+        written = render_run(run, o.views, out, backend=backend, hooks=[display], appearance=o.appearance, renderer=o.renderer)
     if not o.quiet:
         _say([f"{len(written)} pictures in {out}"], sys.stdout)
     return 0

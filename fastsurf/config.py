@@ -42,6 +42,7 @@ class FieldConfig:
     """Occupancy field: multiresolution hash encoding and a small MLP."""
 
     levels: int = 12
+    encoding: str = "hash"  # hash; idr also has frequency | none: an MLP of position, with its sines and cosines or without
     log2_entries: int = 18  # largest table of one level
     base_resolution: int = 16
     finest_resolution: int = 0  # cells along the box at the finest level; 0: two per pixel on the object, fewer of few views without masks
@@ -102,6 +103,7 @@ class LossConfig:
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
     smooth: float = 0.005  # difference of normals at the surface and close to it
     smooth_distance: float = 0.01  # how close, scene units
+    eikonal: float = 0.0  # squared deviation of a distance field's slope from 1; of the method idr
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class TrainConfig:
     rate_grid: float = 1e-2
     rate_mlp: float = 1e-3
     warmup: int = 30  # steps
+    cameras: bool = False  # learn corrections of the poses too; of the method idr
+    rate_cameras: float = 3e-4  # of quaternions and, in scene units, translations
     final_rate: float = 0.2  # of the initial learning rates
     seed: int = 0
     save_every: float = 60.0  # seconds between checkpoints
@@ -178,16 +182,18 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "sampling.delta_until": (1e-3, ANY),
     "loss.color": (0, ANY), "loss.huber": (0, ANY), "loss.outlier": (0, ANY), "loss.plain_colors": (0, ANY),
     "loss.transient": (0, ANY), "loss.transient_from": (0, 1),
-    "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY),
+    "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY), "loss.eikonal": (0, ANY),
     "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
-    "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
+    "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.rate_cameras": (0, 1),
+    "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
     "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
     "poses.max_side": (100, ANY), "poses.features": (100, 1 << 15), "poses.frames": (3, ANY), "poses.least": (0, 1),
 }  # fmt: skip
 CHOICES = {
-    "method": ("unisurf", "nerf", "wild"),
+    "method": ("unisurf", "nerf", "idr", "wild"),
     "backend": ("auto", "triton", "cuda", "native", "reference"),
     "precision": ("exact", "fast"),
+    "field.encoding": ("hash", "frequency", "none"),
     "color.direction": ("view", "reflected", "reflected-learn"),
     "scene.background": ("auto", "random", "white", "black", "model"),
     "poses.pairs": ("auto", "all", "sequence"),
@@ -208,6 +214,11 @@ def check(config: Config) -> None:
     for key, choices in CHOICES.items():
         if _at(config, key) not in choices:
             raise ConfigError(f"{key}: want one of {', '.join(choices)}; found {_at(config, key)!r}")
+
+
+    for key, usual in (("field.encoding", "hash"), ("loss.eikonal", 0.0), ("train.cameras", False)):
+        if config.method != "idr" and _at(config, key) != usual:
+            raise ConfigError(f"{key}={_at(config, key)} is of the method idr alone: give --method idr, or leave it out")
 
 
 def _at(config: Any, key: str) -> Any:

@@ -26,6 +26,7 @@ class FieldSample:
     level: Tensor  # (n,) 0 on the surface, positive inside
     feature: Tensor  # (n, 15)
     normal: Tensor  # (n, 3) unit, outward
+    slope: Tensor | None = None  # (n,) length of the level's gradient, where the field tells it
 
 
 class Field(Protocol):
@@ -87,7 +88,7 @@ class OccupancyField(nn.Module):
         radius = x.norm(dim=-1, keepdim=True).clamp(min=1e-6)
         gradient = gradient * 0.5 - x / radius  # to scene units, and the prior's
         level = out[:, 0] + (self.config.prior_radius - radius[:, 0])
-        return FieldSample(level, out[:, 1:], -nn.functional.normalize(gradient, dim=-1))
+        return FieldSample(level, out[:, 1:], -nn.functional.normalize(gradient, dim=-1), gradient.norm(dim=-1))
 
     @torch.no_grad()
     def level(self, x: Tensor, backend: Backend) -> Tensor:

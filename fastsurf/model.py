@@ -8,6 +8,7 @@ from .backends import Backend, FusedBackend, Parameters
 from .background import Background
 from .color import ColorHead
 from .config import Config
+from .corrections import Corrections
 from .field import FieldSample, OccupancyField
 from .grid import OccupancyGrid
 from .methods import METHODS
@@ -23,7 +24,7 @@ class Model(nn.Module):
     def __init__(self, config: Config, backend: Backend, background: str, photographs: int = 0):
         """Args:
         background: model | random | white | black, what lies behind the scene box.
-        photographs: how many the scene has; asked where each has an appearance of its own.
+        photographs: how many the scene has; asked where something is learned of each.
         """
         super().__init__()
         generator = torch.Generator().manual_seed(config.train.seed)
@@ -35,6 +36,7 @@ class Model(nn.Module):
         dimensions = config.color.appearance
         self.background = Background(generator, embedded=dimensions > 0) if background == "model" else None
         self.appearance = Appearance(photographs, dimensions) if dimensions else None
+        self.corrections = Corrections(photographs) if config.train.cameras else None
         self.grid = OccupancyGrid(config.grid, self.method.looks(config))
         self.register_buffer("now", torch.zeros(3), persistent=False)  # half-width of the interval, sharpness, plain_colors
         self.to(backend.device)
@@ -70,6 +72,10 @@ class Model(nn.Module):
     def level(self, x: Tensor) -> Tensor:
         """(n, 3) -> (n,), positive inside the solid, without gradients."""
         return self.field.level(x, self.backend)
+
+    def corrected(self, rays: Rays) -> Rays:
+        """Rays of photographs as the learned cameras see them."""
+        return rays if self.corrections is None else self.corrections(rays)
 
     def opacity(self, level: Tensor, length: Tensor | float) -> tuple[Tensor, Tensor]:
         """See `Solid.opacity`."""

@@ -200,6 +200,8 @@ class Render:
     """folder for the pictures; RUN/VIEWS if not given"""
     appearance: Annotated[str | None, arg(metavar="PHOTO|mean", help_behavior_hint="")] = None
     """all pictures as when that photograph was taken, of a run of --method wild"""
+    renderer: Folder = None
+    """another run, whose appearance is put on this one's geometry"""
     backend: BackendName = None
     """what computes"""
     force: Flag = False

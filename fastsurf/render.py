@@ -36,16 +36,21 @@ class Solid(Protocol):
         """(g, g, g) bool over [-1, 1]^3, what has to be looked at."""
         ...
 
+    @property
+    def sharpness(self) -> float | Tensor:
+        """How steep the opacity is in the level."""
+        ...
+
+    def level(self, x: Tensor) -> Tensor:
+        """(n, 3) -> (n,), positive inside the solid, without gradients."""
+        ...
+
     def first_crossing(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
         """Where rays first meet the surface, as in surface.py; offset (n_rays,) in [0, 1] shifts each ray's marching lattice."""
         ...
 
     def march(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
         """The occupied space that rays pass, for `render_volume`: as `first_crossing`, with nothing searched or found."""
-        ...
-
-    def level(self, x: Tensor) -> Tensor:
-        """Level of (n, 3), without gradients."""
         ...
 
     def sample(self, x: Tensor) -> FieldSample:

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from .appearance import MEAN
 from .backends import Backend
 from .checkpoint import Header, load_model, read_header
+from .color import ColorHead
 from .errors import CheckpointError, SceneError, UsageError
 from .files import write_whole
 from .hooks import Hook, MeshProgress, Note, Saved, announce
@@ -109,24 +110,39 @@ def render_run(
     threads: int = 0,
     hooks: Sequence[Hook] = (),
     appearance: str | None = None,
+    renderer: str | Path | None = None,
 ) -> list[Path]:
     """Pictures of a run: OUT/NAME.png, OUT/normal/NAME.png, OUT/depth/NAME.npy (float32, along the ray, input units) and .png.
 
     Args:
         views: test | train, the photographs' views by their own names; orbit, a circle round the object, also as OUT/orbit.webp.
         appearance: name of the photograph that all pictures look like, or mean; None: each training view like its own.
+        renderer: another run, whose colour head takes the place of this one's (IDR, section 4.4: its appearance on this geometry).
 
     Raises:
-        UsageError: an unknown kind of views, or none of that kind in the scene; no such photograph, or all have one appearance.
+        UsageError: an unknown kind of views, or none of that kind in the scene; no such photograph, or all have one appearance; a
+            renderer that doesn't fit.
     """
     if views not in ("test", "train", "orbit"):
         raise UsageError(f"--views wants test, train or orbit; found {views!r}")
     out, events = Path(out), announce(hooks)
     with compute(backend, threads) as kernels:
         header, model = open_run(run, kernels)
+        if renderer is not None:
+            model.head = _head_of(renderer, header, kernels)
         written = _render(header, model, views, out, events, None if appearance is None else header.photograph(appearance))
     events(Saved("pictures", out))
     return written
+
+
+def _head_of(run: str | Path, wanted: Header, backend: Backend) -> ColorHead:
+    """The colour head of a run, for a model as `wanted` has it."""
+    header, model = open_run(run, backend)
+    then, now = ({"method": h.config.method, **{f"color.{k}": v for k, v in asdict(h.config.color).items()}} for h in (header, wanted))
+    for name in now:
+        if then[name] != now[name]:
+            raise UsageError(f"the renderer of {run} doesn't fit: its {name} is {then[name]}, that of the geometry {now[name]}")
+    return model.head
 
 
 def _render(header: Header, model: Model, views: str, out: Path, events: Hook, shown: int | None) -> list[Path]:

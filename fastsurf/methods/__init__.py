@@ -17,7 +17,7 @@ from ..rays import Rays
 from ..render import BackgroundFn, Samples, Solid, render_unified
 from ..sampling import shrinking
 from ..surface import Crossings
-from . import nerf
+from . import idr, nerf
 
 
 def samples_per_ray(config: Config) -> int:
@@ -36,6 +36,8 @@ class Method:
     losses: Mapping[str, Callable[[Solid, Seen], Tensor]]  # by the name of its weight in LossConfig; in the order in which they are shown
     fused: bool  # the native training step knows it
     looks: Callable[[Config], int] = samples_per_ray  # points of a ray that may be culled, for the grid's error budget
+    recordable: bool = True  # on a GPU no value decides a shape (see `Solid.dense`)
+    wants_masks: bool = False  # without them the outline is not learned
 
 
 def occupancy_field(config: Config, generator: torch.Generator) -> OccupancyField:
@@ -60,5 +62,15 @@ NERF = Method(  # Mildenhall et al. 2020
     fused=False,
     looks=lambda config: config.grid.steps,
 )
+IDR = Method(  # Yariv et al. 2020
+    field=idr.field,
+    schedule=idr.schedule,
+    opacity=idr.opacity,
+    render=idr.render,
+    losses={"color": idr.photometric, "mask": idr.silhouette, "eikonal": idr.eikonal, "smooth": smoothness},
+    fused=False,
+    recordable=False,
+    wants_masks=True,
+)
 WILD = UNISURF  # with what configs/wild.toml has different: colours see an embedding of the photograph
-METHODS = {"unisurf": UNISURF, "nerf": NERF, "wild": WILD}
+METHODS = {"unisurf": UNISURF, "nerf": NERF, "idr": IDR, "wild": WILD}
