@@ -93,7 +93,7 @@ class LossConfig:
     color: float = 1.0
     huber: float = 0.0  # colours off by less than this are blamed in proportion (Huber's loss); 0: L1
     outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.15 with masks, else 0
-    plain_colors: float = 0.6  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
+    plain_colors: float = 0.8  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
     smooth: float = 0.005  # difference of normals at the surface and close to it
     smooth_distance: float = 0.01  # how close, scene units
