@@ -97,7 +97,7 @@ class LossConfig:
     color: float = 1.0
     huber: float = 0.0  # colours off by less than this are blamed in proportion (Huber's loss); 0: L1
     outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.15 with masks, else 0
-    plain_colors: float = 0.6  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
+    plain_colors: float = 0.8  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
     transient: float = 0.0  # patches of photographs off by so many times the median pull half as much: passers-by; 0: all alike
     transient_from: float = 0.3  # progress from which they are told apart
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
