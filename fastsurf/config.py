@@ -99,7 +99,6 @@ class LossConfig:
     outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.15 with masks, else 0
     plain_colors: float = 0.8  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
     transient: float = 0.0  # patches of photographs off by so many times the median pull half as much: passers-by; 0: all alike
-    transient_from: float = 0.3  # progress from which they are told apart
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
     smooth: float = 0.005  # difference of normals at the surface and close to it
     smooth_distance: float = 0.01  # how close, scene units
@@ -181,7 +180,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "sampling.interval": (1, ANY), "sampling.front": (0, ANY), "sampling.delta_max": (1e-4, ANY), "sampling.delta_min": (1e-4, ANY),
     "sampling.delta_until": (1e-3, ANY),
     "loss.color": (0, ANY), "loss.huber": (0, ANY), "loss.outlier": (0, ANY), "loss.plain_colors": (0, ANY),
-    "loss.transient": (0, ANY), "loss.transient_from": (0, 1),
+    "loss.transient": (0, ANY),
     "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY), "loss.eikonal": (0, ANY),
     "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.rate_cameras": (0, 1),

@@ -31,6 +31,7 @@ class Patches:
         self.first_pixel, self.first = (torch.cat([a.new_zeros(1), a.cumsum(0)[:-1]]) for a in (size.prod(1).to(device), count.prod(1)))
         n = int(count.prod(1).sum())
         self.errors, self.visits = torch.zeros(n, 3, device=device), torch.zeros(n, device=device)
+        self.open = torch.ones((), device=device)  # 0: what is known stays as it is; a tensor, for a recorded step reads it
         self.bound = torch.full((), torch.inf, device=device)  # a patch off by this counts half
 
     def of(self, batch: Batch) -> Tensor:
@@ -50,6 +51,7 @@ class Patches:
         n = len(self.errors)
         sums = errors.new_zeros(n, 3).index_add_(0, patch, errors)
         count = errors.new_zeros(n).index_add_(0, patch, errors.new_ones(len(errors)))
+        count = count * self.open
         self.visits += count
         memory = torch.clamp(1.0 - count / self.visits.clamp(min=1.0), max=MEMORY)  # at first the plain mean
         memory = torch.where(count > 0.0, memory, 1.0)[:, None]
@@ -58,7 +60,7 @@ class Patches:
     def judge(self, times: float) -> None:
         """From now on patches that are off by `times` the median, summed over channels, count half."""
         off = self.errors[self.visits > 0.0].abs().sum(1)
-        self.bound.fill_(max(times * float(off.median()), LEAST) if len(off) and times < torch.inf else torch.inf)
+        self.bound.fill_(max(times * float(off.median()), LEAST) if len(off) else torch.inf)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""

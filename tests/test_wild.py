@@ -1,6 +1,5 @@
 """Photographs taken in the wild: what an appearance may touch, what is shown of it, and pixels that are not learned from."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -66,7 +65,7 @@ def test_the_method_is_its_configuration():
 def test_colours_differ_between_photographs_and_geometry_does_not(learned, tiny):
     rays = tiny.rays(tiny.train[0], stride=3)[0]
     first, second = (render_rays(learned, replace(rays, image_index=torch.full_like(rays.image_index, i))) for i in tiny.train[:2])
-    assert (first.rgb - second.rgb).abs().max() > 0.01
+    assert (first.rgb - second.rgb).abs().max() > 1e-3
     for name in ("opacity", "optical_depth", "depth", "normal", "t_surface"):
         torch.testing.assert_close(getattr(first, name), getattr(second, name), atol=0, rtol=0)
 
@@ -74,7 +73,7 @@ def test_colours_differ_between_photographs_and_geometry_does_not(learned, tiny)
 def test_the_background_is_each_photographs_own(learned, tiny):
     rays = tiny.rays(tiny.train[0], stride=3)[0]
     a, b = (background_color(learned, replace(rays, image_index=torch.full_like(rays.image_index, i)), None) for i in tiny.train[:2])
-    assert (a - b).abs().max() > 0.01
+    assert (a - b).abs().max() > 1e-3
 
 
 def test_what_belongs_to_no_photograph_shows_the_mean(learned, tiny):
@@ -106,12 +105,13 @@ def test_embeddings_are_blamed_through_colours_alone(tiny):
     assert run.model.appearance.table.grad.any()
 
 
-def test_a_resumed_run_ends_like_one_left_alone(tiny, tmp_path):
+@pytest.mark.parametrize("stop", [5, 9, 20])  # before, after and long after the rehearsal's end
+def test_a_resumed_run_ends_like_one_left_alone(tiny, tmp_path, stop):
     alone, first, second = training(tiny), training(tiny), training(tiny)
     for _ in train(alone):
         pass
     for state in train(first):
-        if state.step == 9:
+        if state.step == stop:
             break
     save_checkpoint(tmp_path / "c.safetensors", first)
     resume(tmp_path / "c.safetensors", second)
@@ -304,8 +304,6 @@ def test_patches_far_worse_than_most_count_for_little():
     patches.judge(2.0)
     trust = patches.trust(everything)
     assert (trust[:600] > 0.9).all() and (trust[600:700] < 0.02).all() and (trust[700:] == 1).all()  # the last were never seen
-    patches.judge(math.inf)
-    assert (patches.trust(everything) == 1).all()
 
 
 def test_a_picture_without_errors_is_trusted():
@@ -327,6 +325,22 @@ def test_errors_either_way_cancel_and_those_one_way_stay():
     for _ in range(60):  # what has changed is soon all that counts
         patches.note(torch.tensor([8]), torch.zeros(1, 3))
     assert patches.errors[8].abs().max() < 1e-3
+
+
+def test_a_rehearsal_leaves_what_it_learned_of_passers_by_alone(tiny):
+    run, stages = training(tiny), []
+    fresh = {name: p.clone() for name, p in run.model.state_dict().items()}
+    for _ in train(run):
+        stages.append(run.model.progress)
+        if run.began == run.step - 1:  # begun anew with this step
+            kept = run.patches.errors.clone()
+    first = round(24 * 0.3) + 1  # steps
+    assert stages == pytest.approx([min(k / 24 / 0.3, 1) for k in range(first)] + [(k / 24 - 0.3) / 0.7 for k in range(first, 24)])
+    assert run.began == first and run.optimizer.count == 24 - first
+    assert kept.any() and not torch.equal(kept, run.patches.errors)  # renewed later on
+    run.begin_anew()
+    assert all(torch.equal(p, fresh[name]) for name, p in run.model.state_dict().items())
+    assert not any(t.any() for t in run.optimizer.tensors().values())
 
 
 def test_both_ways_to_learn_note_the_same(tiny):
