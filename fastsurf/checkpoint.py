@@ -39,7 +39,7 @@ class Header:
     progress: float
     seconds: float
     squared_error: float
-    photographs: tuple[str, ...]  # names of all, in the scene's order; none where nothing depends on them
+    photographs: tuple[str, ...]  # names of all, in the scene's order
 
     def photograph(self, name: str) -> int:
         """The index of the photograph whose appearance is wanted, by its name with or without folders and suffix; -1 for mean.
@@ -47,7 +47,7 @@ class Header:
         Raises:
             UsageError: it is none of this run's, or the run has no appearances.
         """
-        if not self.photographs:
+        if not self.config.color.appearance:
             raise UsageError("the run has one appearance for all photographs: reconstruct with --method wild, or --set color.appearance=8")
         if name == "mean":
             return MEAN
@@ -76,7 +76,7 @@ def save_checkpoint(path: Path, run: Training) -> None:
         "progress": run.progress(),
         "seconds": run.seconds,
         "squared_error": run.squared_error,
-        "photographs": [] if run.model.appearance is None else [view.name for view in scene.capture.views],
+        "photographs": [view.name for view in scene.capture.views],
     }
     tensors = {f"model.{name}": t.contiguous() for name, t in run.model.state_dict().items()}
     tensors |= run.optimizer.tensors() | {"generator": run.generator.get_state()}
@@ -176,8 +176,8 @@ def _check_same(header: Header, run: Training) -> None:
     names = tuple(view.name for view in scene.capture.views)
     if header.photographs and header.photographs != names:
         raise UsageError(
-            f"the run learned how each of its {len(header.photographs)} photographs was taken, and the scene now holds {len(names)}, or "
-            "others: resume it with its own photographs, or start a new run"
+            f"the run was made from {len(header.photographs)} photographs, and the scene now holds {len(names)}, or others: resume it with "
+            "its own, or start a new run"
         )
     for name, then, now in (
         ("the method", header.config.method, run.config.method),

@@ -304,28 +304,44 @@ def mesh(o: "MeshAgain") -> int:
     out = _wanted(o.out, "mesh wants -o FILE: .ply, .obj, .glb or .stl")
     if o.resolution is not None and o.resolution < 8:
         raise UsageError(f"--resolution wants 8 or more, found {o.resolution}")
-    _check_mesh_file(out, o.force)
-    with _display(None, o.quiet, run.name, ("mesh",)) as display, _phase("mesh", display) as seconds:
-        from .runs import mesh_run
+    files: dict[Path, float | None] = {out: None}
+    if o.levels is not None:
+        files = {out.with_stem(f"{out.stem}_{density:g}"): density for density in _densities(o.levels)}
+    for path in files:
+        _check_mesh_file(path, o.force)
+    for path, density in files.items():
+        with _display(None, o.quiet, run.name, ("mesh",)) as display, _phase("mesh", display) as seconds:
+            from .runs import mesh_run
 
-        made = mesh_run(run, out, resolution=o.resolution, closed=False if o.open else None, backend=o.backend or "auto",
-                        hooks=[display], appearance=o.appearance)  # fmt: skip
-    if not o.quiet:
-        then = shlex.join(["fastsurf", "eval", str(run), "--mesh", str(out), "--gt", "MESH"])
-        _say(_closing(out, made, seconds, then, False), sys.stdout)
+            made = mesh_run(run, path, resolution=o.resolution, closed=False if o.open else None, backend=o.backend or "auto",
+                            hooks=[display], density=density, appearance=o.appearance)  # fmt: skip
+        if not o.quiet:
+            then = shlex.join(["fastsurf", "eval", str(run), "--mesh", str(path), "--gt", "MESH"])
+            _say(_closing(path, made, seconds, then, False), sys.stdout)
     return 0
+
+
+def _densities(text: str) -> list[float]:
+    try:
+        densities = [float(word) for word in text.split(",")]
+    except ValueError:
+        densities = []
+    if not densities or not all(0 < density < float("inf") for density in densities):
+        raise UsageError(f"--levels wants densities above 0 with commas between them, such as 1,50,500; found {text!r}")
+    return densities
 
 
 def render(o: "Render") -> int:
     """`fastsurf render RUN`."""
     run = _wanted(o.run, "render wants a RUN: the folder that a reconstruction left")
-    out = o.out or run / o.views
+    out = o.out or run / (f"{o.views}_as_{o.renderer.resolve().stem}" if o.renderer else o.views)
     if out.is_dir() and any(out.iterdir()) and not o.force:
         raise UsageError(f"{out} is not empty: --force writes into it, -o DIR takes another folder")
     with _display(None, o.quiet, run.name, ("render",)) as display, _phase("render", display):
         from .runs import render_run
 
-        written = render_run(run, o.views, out, backend=o.backend or "auto", hooks=[display], appearance=o.appearance)
+        backend = o.backend or "auto"
+        written = render_run(run, o.views, out, backend=backend, hooks=[display], appearance=o.appearance, renderer=o.renderer)
     if not o.quiet:
         _say([f"{len(written)} pictures in {out}"], sys.stdout)
     return 0

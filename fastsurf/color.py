@@ -11,6 +11,7 @@ from .config import ColorConfig
 from .errors import ConfigError
 from .field import FieldSample, xavier
 
+OTHER_NAMES = {"v": "d", "z": "h"}  # as IDR calls them
 WIDTHS = {"d": 16, "h": 15, "n": 3, "x": 3}  # of the inputs, in the order in which they are laid side by side; the embedding follows
 IN = 48  # their sum, padded with zeros to a multiple of 16
 SPARE = IN - sum(WIDTHS.values())  # dimensions that an embedding may have
@@ -23,9 +24,10 @@ class ColorHead(nn.Module):
     def __init__(self, config: ColorConfig, generator: torch.Generator):
         super().__init__()
         self.direction = config.direction
-        self.used = {part.strip() for part in config.inputs.split(",")}
+        parts = [part.strip() for part in config.inputs.split(",")]
+        self.used = {OTHER_NAMES.get(part, part) for part in parts}
         if not self.used <= set(WIDTHS):
-            raise ConfigError(f"color.inputs: want some of {', '.join(sorted(WIDTHS))}; found {config.inputs!r}")
+            raise ConfigError(f"color.inputs: want some of {', '.join(sorted(WIDTHS))} (or v for d, z for h); found {config.inputs!r}")
         widths = [IN] + [config.width] * config.hidden + [OUT]
         self.weights = nn.ParameterList(xavier(b, a, generator) for a, b in pairwise(widths))
 

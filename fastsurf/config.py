@@ -42,6 +42,7 @@ class FieldConfig:
     """Occupancy field: multiresolution hash encoding and a small MLP."""
 
     levels: int = 12
+    encoding: str = "hash"  # hash; idr also has frequency | none: an MLP of position, with its sines and cosines or without
     log2_entries: int = 18  # largest table of one level
     base_resolution: int = 16
     finest_resolution: int = 0  # cells along the box at the finest level; 0: two per pixel on the object, fewer of few views without masks
@@ -49,9 +50,10 @@ class FieldConfig:
     first_levels: int = 6  # coarse-to-fine: levels in use at the start
     grow_until: float = 0.4  # progress at which every level is in use
     prior_radius: float = 0.5  # sphere that the untrained field shows
-    sharpness: float = 10.0  # logit = sharpness * (g + prior); the least value
+    sharpness: float = 10.0  # logit = sharpness * (g + prior), the least value; nerf: log density = sharpness * g
     sharpness_times_half_width: float = 5.0  # sharpness follows the interval: max(sharpness, this / half width)
     sharpness_max: float = 400.0
+    density_level: float = 10.0  # nerf: density of what is meshed, per scene unit (of 5, 10, 20, 50 the best on Nefertiti)
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,12 @@ class LossConfig:
     color: float = 1.0
     huber: float = 0.0  # colours off by less than this are blamed in proportion (Huber's loss); 0: L1
     outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.15 with masks, else 0
-    plain_colors: float = 0.6  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
+    plain_colors: float = 0.8  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
     transient: float = 0.0  # patches of photographs off by so many times the median pull half as much: passers-by; 0: all alike
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
     smooth: float = 0.005  # difference of normals at the surface and close to it
     smooth_distance: float = 0.01  # how close, scene units
+    eikonal: float = 0.0  # squared deviation of a distance field's slope from 1; of the method idr
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ class TrainConfig:
     rate_grid: float = 1e-2
     rate_mlp: float = 1e-3
     warmup: int = 30  # steps
+    cameras: bool = False  # learn corrections of the poses too; of the method idr
+    rate_cameras: float = 3e-4  # of quaternions and, in scene units, translations
     final_rate: float = 0.2  # of the initial learning rates
     seed: int = 0
     save_every: float = 60.0  # seconds between checkpoints
@@ -168,24 +173,26 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "scene.holdout": (0, ANY),
     "field.levels": (1, 32), "field.log2_entries": (4, 24), "field.base_resolution": (2, ANY), "field.finest_resolution": (0, 1 << 16),
     "field.width": (1, 256), "field.first_levels": (1, ANY), "field.sharpness": (1e-3, ANY),
-    "field.sharpness_times_half_width": (0, ANY), "field.sharpness_max": (1e-3, ANY),
+    "field.sharpness_times_half_width": (0, ANY), "field.sharpness_max": (1e-3, ANY), "field.density_level": (1e-3, ANY),
     "color.width": (1, 256), "color.hidden": (0, 16), "color.appearance": (0, 11),
-    "grid.resolution": (8, 512), "grid.update_every": (1, ANY), "grid.decay": (0, 1), "grid.error_budget": (1e-6, 0.5),
+    "grid.resolution": (8, 512), "grid.update_every": (1, ANY), "grid.decay": (0, 1), "grid.error_budget": (1e-6, 0.99),
     "grid.steps": (8, 1 << 14), "grid.secant_steps": (0, ANY),
     "sampling.interval": (1, ANY), "sampling.front": (0, ANY), "sampling.delta_max": (1e-4, ANY), "sampling.delta_min": (1e-4, ANY),
     "sampling.delta_until": (1e-3, ANY),
     "loss.color": (0, ANY), "loss.huber": (0, ANY), "loss.outlier": (0, ANY), "loss.plain_colors": (0, ANY),
     "loss.transient": (0, ANY),
-    "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY),
+    "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY), "loss.eikonal": (0, ANY),
     "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
-    "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
+    "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.rate_cameras": (0, 1),
+    "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
     "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
     "poses.max_side": (100, ANY), "poses.features": (100, 1 << 15), "poses.frames": (3, ANY), "poses.least": (0, 1),
 }  # fmt: skip
 CHOICES = {
-    "method": ("unisurf", "wild"),
+    "method": ("unisurf", "nerf", "idr", "wild"),
     "backend": ("auto", "triton", "cuda", "native", "reference"),
     "precision": ("exact", "fast"),
+    "field.encoding": ("hash", "frequency", "none"),
     "color.direction": ("view", "reflected", "reflected-learn"),
     "scene.background": ("auto", "random", "white", "black", "model"),
     "poses.pairs": ("auto", "all", "sequence"),
@@ -206,6 +213,11 @@ def check(config: Config) -> None:
     for key, choices in CHOICES.items():
         if _at(config, key) not in choices:
             raise ConfigError(f"{key}: want one of {', '.join(choices)}; found {_at(config, key)!r}")
+
+
+    for key, usual in (("field.encoding", "hash"), ("loss.eikonal", 0.0), ("train.cameras", False)):
+        if config.method != "idr" and _at(config, key) != usual:
+            raise ConfigError(f"{key}={_at(config, key)} is of the method idr alone: give --method idr, or leave it out")
 
 
 def _at(config: Any, key: str) -> Any:

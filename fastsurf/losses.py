@@ -59,6 +59,11 @@ def smooth_loss(normals: Tensor, counts: Tensor) -> Tensor:
     return torch.where(counts, distance, 0.0).sum() / counts.sum().clamp(min=1)
 
 
+def eikonal_loss(slope: Tensor) -> Tensor:
+    """How far slopes (n,) of a distance are from 1 (Gropp et al. 2020)."""
+    return ((slope - 1.0) ** 2).mean()
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a training step saw."""

@@ -8,11 +8,12 @@ from .backends import Backend, FusedBackend, Parameters
 from .background import Background
 from .color import ColorHead
 from .config import Config
+from .corrections import Corrections
 from .field import FieldSample, OccupancyField
 from .grid import OccupancyGrid
 from .methods import METHODS
 from .rays import Rays
-from .surface import Crossings, march
+from .surface import Crossings, march, unsearched
 
 
 class Model(nn.Module):
@@ -23,7 +24,7 @@ class Model(nn.Module):
     def __init__(self, config: Config, backend: Backend, background: str, photographs: int = 0):
         """Args:
         background: model | random | white | black, what lies behind the scene box.
-        photographs: how many the scene has; asked where each has an appearance of its own.
+        photographs: how many the scene has; asked where something is learned of each.
         """
         super().__init__()
         generator = torch.Generator().manual_seed(config.train.seed)
@@ -35,7 +36,8 @@ class Model(nn.Module):
         dimensions = config.color.appearance
         self.background = Background(generator, embedded=dimensions > 0) if background == "model" else None
         self.appearance = Appearance(photographs, dimensions) if dimensions else None
-        self.grid = OccupancyGrid(config.grid, config.sampling.front + config.sampling.interval)
+        self.corrections = Corrections(photographs) if config.train.cameras else None
+        self.grid = OccupancyGrid(config.grid, self.method.looks(config))
         self.register_buffer("now", torch.zeros(3), persistent=False)  # half-width of the interval, sharpness, plain_colors
         self.to(backend.device)
         self.set_progress(0.0)
@@ -71,9 +73,17 @@ class Model(nn.Module):
         """(n, 3) -> (n,), positive inside the solid, without gradients."""
         return self.field.level(x, self.backend)
 
+    def corrected(self, rays: Rays) -> Rays:
+        """Rays of photographs as the learned cameras see them."""
+        return rays if self.corrections is None else self.corrections(rays)
+
     def opacity(self, level: Tensor, length: Tensor | float) -> tuple[Tensor, Tensor]:
         """See `Solid.opacity`."""
         return self.method.opacity(level, length, self.sharpness)
+
+    def march(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
+        """See `Solid.march`."""
+        return unsearched(rays, *march(rays, self.occupied, self.grid.step, self.backend, offset), self.grid.step)
 
     def first_crossing(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
         """See `surface.first_crossing`."""

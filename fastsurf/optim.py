@@ -12,7 +12,8 @@ EPSILON = 1e-15  # as instant-ngp: table entries that are seldom touched still m
 
 
 class Optimizer:
-    """Moments and step count of every parameter; hash tables learn at `rate_grid`, matrices at `rate_mlp`."""
+    """Moments and step count of every parameter; hash tables learn at `rate_grid`, corrections of cameras at `rate_cameras`, matrices at
+    `rate_mlp`."""
 
     def __init__(self, model: Model, config: TrainConfig, backend: Backend):
         self.config, self.backend = config, backend
@@ -29,7 +30,8 @@ class Optimizer:
         for name, p in self.parameters.items():
             if p.grad is None:
                 continue
-            rate = factor * (c.rate_grid if name.endswith("table") else c.rate_mlp)
+            kind = c.rate_grid if name.endswith("table") else c.rate_cameras if name.startswith("corrections.") else c.rate_mlp
+            rate = factor * kind
             self.backend.adam_(p.data, p.grad, self.first[name], self.second[name], self.count, rate, BETAS, EPSILON)
             p.grad = None
 

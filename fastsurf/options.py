@@ -57,7 +57,7 @@ class Settings:
     method: MethodName = None
     """unisurf if not given: what the photographs are explained by (docs/methods.md)"""
     config: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """a preset (quick, object, scene, demo) or your own file"""
+    """a preset (quick, object, scene, demo, nerf, unisurf_paper) or your own file"""
     set: Sets = ()
     """any one setting, such as scene.radius=1.2"""
     minutes: Number = None
@@ -174,6 +174,8 @@ class MeshAgain:
     """the mesh: .ply, .obj, .glb or .stl"""
     resolution: Count = None
     """cells along the scene box"""
+    levels: Annotated[str | None, arg(metavar="S,S,...", help_behavior_hint="")] = None
+    """of a NeRF: a mesh at each of these densities per scene unit, FILE_S.ply and so on"""
     open: Flag = False
     """leave the mesh open where the scene box cuts it"""
     appearance: Annotated[str | None, arg(metavar="PHOTO|mean", help_behavior_hint="")] = None
@@ -198,6 +200,8 @@ class Render:
     """folder for the pictures; RUN/VIEWS if not given"""
     appearance: Annotated[str | None, arg(metavar="PHOTO|mean", help_behavior_hint="")] = None
     """all pictures as when that photograph was taken, of a run of --method wild"""
+    renderer: Folder = None
+    """another run, whose appearance is put on this one's geometry"""
     backend: BackendName = None
     """what computes"""
     force: Flag = False

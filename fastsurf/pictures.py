@@ -30,7 +30,7 @@ def render_rays(model: Model, rays: Rays) -> Rendering:
     c, device = model.config.sampling, model.backend.device
     samples = Samples(c.front, c.interval)
     parts = [
-        model.method.render(part.to(device), model, model.width, samples, lambda r: background_color(model, r, None))[0]
+        model.method.render(model.corrected(part.to(device)), model, model.width, samples, lambda r: background_color(model, r, None))[0]
         for part in _split(rays)
     ]
     return Rendering(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in Rendering.__dataclass_fields__))
@@ -146,4 +146,5 @@ def orbit(center: Tensor, radius: float, up: Tensor, angles: int, size: int, fie
         down = torch.linalg.cross(forward, right)
         directions = plane @ torch.stack([right, down, forward])
         directions = directions / directions.norm(dim=1, keepdim=True)
-        yield make_rays((center + radius * out).expand_as(directions).contiguous(), directions)
+        of_none = torch.full((len(directions),), -1)
+        yield make_rays((center + radius * out).expand_as(directions).contiguous(), directions, of_none)

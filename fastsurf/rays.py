@@ -26,6 +26,10 @@ class Rays:
         """The same rays on another device."""
         return Rays(*(getattr(self, f.name).to(device) for f in fields(self)))
 
+    def detached(self) -> "Rays":
+        """The same rays as constants."""
+        return Rays(*(getattr(self, f.name).detach() for f in fields(self)))
+
     def at(self, t: Tensor) -> Tensor:
         """Points (n, ..., 3) at distances t (n, ...)."""
         extra = (1,) * (t.dim() - 1)

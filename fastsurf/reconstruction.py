@@ -1,10 +1,11 @@
 """The product: load → train → mesh → write. Start reading here.
 
-A run folder holds config.toml, log.jsonl, checkpoint.safetensors, preview.png, first_mesh.ply (half-way) and mesh.ply; each is replaced
-whole or not at all. Photographs without cameras get them first, in the folder poses.
+A run folder holds config.toml, log.jsonl, checkpoint.safetensors, preview.png, first_mesh.ply (half-way), mesh.ply, and cameras.json where
+cameras are learned; each is replaced whole or not at all. Photographs without cameras get them first, in the folder poses.
 """
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +25,11 @@ from .config import Config, check, to_toml
 from .encoding import stable_finest
 from .errors import MeshError, UsageError
 from .files import write_whole
+from .formats.transforms import written
 from .hooks import Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
 from .info import suggested_resolution, warnings
 from .mesh import Mesh, clean, extract, simplify
+from .methods import METHODS
 from .model import Model
 from .pictures import preview, preview_png, vertex_colors
 from .poses import find_poses, is_bare
@@ -36,6 +39,7 @@ from .ui.jsonlines import JsonLines
 
 CHECKPOINT, CONFIG, LOG, PREVIEW, MESH = "checkpoint.safetensors", "config.toml", "log.jsonl", "preview.png", "mesh.ply"
 POSES = "poses"  # the scene made of photographs without cameras
+CAMERAS = "cameras.json"  # the learned ones
 FIRST_MESH, FIRST_MESH_AT = "first_mesh.ply", 0.5  # of the training
 MESHING_TAKES = 2.0  # seconds, until the first mesh tells
 MESH_GROWS = 3.0  # times as long for twice the resolution: between a curve's 2 and a surface's 4
@@ -150,6 +154,8 @@ def _reconstruct(
             events(Note(backend.note))
         phase.detail = f"{len(scene.images)} photographs"
     config = fit_to(scene, config)
+    if METHODS[config.method].wants_masks and scene.masks is None:
+        events(Note(f"{config.method} learns the outline from masks, and there are none: expect a surface that bulges towards the cameras"))
 
     with phases("train") as phase:
         model = Model(config, backend, background_kind(scene, config), len(scene.capture.views))
@@ -163,6 +169,9 @@ def _reconstruct(
         state = _train(training, run, events, should_stop)
         phase.detail = f"{training.step} steps"
     stopped = training.progress() < 1.0
+    if model.corrections is not None:
+        write_whole(run / CAMERAS, (json.dumps(written(model.corrections.views(scene)), indent=1) + "\n").encode())
+        events(Saved("cameras", run / CAMERAS))
 
     with phases("mesh") as phase:
         model.set_progress(training.progress())

@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from .compositing import Rendering, blend
 from .field import FieldSample
 from .rays import Rays
-from .sampling import over_lattice, place, strata
+from .sampling import over_lattice, place, random_jitter
 from .surface import Crossings
 
 LEAST_WEIGHT = 1e-3  # samples that weigh less get no colour: about half of the colour head's work, < 0.2 % of the light
@@ -36,8 +36,21 @@ class Solid(Protocol):
         """(g, g, g) bool over [-1, 1]^3, what has to be looked at."""
         ...
 
+    @property
+    def sharpness(self) -> float | Tensor:
+        """How steep the opacity is in the level."""
+        ...
+
+    def level(self, x: Tensor) -> Tensor:
+        """(n, 3) -> (n,), positive inside the solid, without gradients."""
+        ...
+
     def first_crossing(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
         """Where rays first meet the surface, as in surface.py; offset (n_rays,) in [0, 1] shifts each ray's marching lattice."""
+        ...
+
+    def march(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
+        """The occupied space that rays pass, for `render_volume`: as `first_crossing`, with nothing searched or found."""
         ...
 
     def sample(self, x: Tensor) -> FieldSample:
@@ -66,11 +79,16 @@ class Samples:
     generator: torch.Generator | None = None
 
 
+SpreadFn = Callable[[Rays, Solid, Crossings, int], Tensor]  # -> edges (n_rays, n_samples + 1) in [0, 1] of strata of the lattice
+
+
 def find(rays: Rays, solid: Solid, generator: torch.Generator | None = None) -> Crossings:
     """First crossings; a generator shifts each ray's marching lattice."""
-    if generator is None:
-        return solid.first_crossing(rays)
-    return solid.first_crossing(rays, torch.rand(len(rays), generator=generator, device=rays.t_near.device))
+    return solid.first_crossing(rays, _offset(rays, generator))
+
+
+def _offset(rays: Rays, generator: torch.Generator | None) -> Tensor | None:
+    return None if generator is None else torch.rand(len(rays), generator=generator, device=rays.t_near.device)
 
 
 def render_unified(
@@ -82,12 +100,27 @@ def render_unified(
     return shade(rays, solid, t, None, found, background), found
 
 
-def render_volume(rays: Rays, solid: Solid, samples: Samples, background: BackgroundFn) -> tuple[Rendering, Crossings]:
-    """All samples spread over the occupied space of the ray."""
-    found = find(rays, solid, samples.generator)
-    count = samples.front + samples.interval
-    t = over_lattice(rays, found, strata(len(rays), count, samples.generator, found.t.device))
-    return shade(rays, solid, t, (found.count * (found.step / count))[:, None].expand_as(t), found, background), found
+def evenly(rays: Rays, solid: Solid, found: Crossings, samples: int) -> Tensor:
+    """A `SpreadFn`: strata of one length."""
+    return torch.linspace(0.0, 1.0, samples + 1, device=found.t.device).expand(len(rays), -1)
+
+
+def render_volume(
+    rays: Rays, solid: Solid, samples: Samples, background: BackgroundFn, spread: SpreadFn = evenly
+) -> tuple[Rendering, Crossings]:
+    """All samples spread over the occupied space of the ray; one that is more than half opaque hits, at its depth.
+
+    Args:
+        spread: where, for a medium; the opacity of a solid depends on how its samples lie, so they lie evenly.
+    """
+    found = solid.march(rays, _offset(rays, samples.generator))
+    edges = spread(rays, solid, found, samples.front + samples.interval)
+    jitter = random_jitter(len(rays), edges.shape[1] - 1, samples.generator, found.t.device)
+    t = over_lattice(rays, found, torch.lerp(edges[:, :-1], edges[:, 1:], jitter))
+    rendering = shade(rays, solid, t, edges.diff() * (found.count * found.step)[:, None], found, background)
+    hit = rendering.opacity.detach() > 0.5
+    found = replace(found, t=torch.where(hit, rendering.depth, rays.t_far), hit=hit)
+    return replace(rendering, hit=hit, t_surface=found.t), found
 
 
 def render_surface(rays: Rays, solid: Solid, background: BackgroundFn) -> tuple[Rendering, Crossings]:

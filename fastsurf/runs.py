@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from .appearance import MEAN
 from .backends import Backend
 from .checkpoint import Header, load_model, read_header
+from .color import ColorHead
 from .errors import CheckpointError, SceneError, UsageError
 from .files import write_whole
 from .hooks import Hook, MeshProgress, Note, Saved, announce
 from .mesh import Mesh
 from .meshio import read_mesh, write_mesh, writer
+from .methods.nerf import thinnest_kept
 from .metrics import Threshold, measure, psnr, read_truth, scores_of, ssim, sweep
 from .model import Model
 from .pictures import fit_appearance, normal_picture, orbit, png, render_rays, to_bytes
@@ -30,14 +32,22 @@ ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizon
 FRAME_MS = 66
 
 
-def open_run(run: str | Path, backend: Backend) -> tuple[Header, Model]:
+def open_run(run: str | Path, backend: Backend, density: float | None = None) -> tuple[Header, Model]:
     """The model of a run as its last checkpoint left it, and what that says.
+
+    Args:
+        density: per scene unit, where the surface is taken to be instead of at `field.density_level`.
 
     Raises:
         CheckpointError: there is none, or it can't be read.
+        UsageError: a density, but the method has none.
     """
     path = Path(run) / CHECKPOINT
     header = read_header(path)
+    if density is not None:
+        if header.config.method != "nerf":
+            raise UsageError(f"{run} was made by {header.config.method}, which has no density to choose: want a run of --method nerf")
+        header = replace(header, config=replace(header.config, field=replace(header.config.field, density_level=density)))
     model = Model(header.config, backend, header.background, len(header.photographs))
     load_model(path, model)
     model.set_progress(header.progress)
@@ -64,20 +74,25 @@ def mesh_run(
     backend: str = "auto",
     threads: int = 0,
     hooks: Sequence[Hook] = (),
+    density: float | None = None,
     appearance: str | None = None,
 ) -> Mesh:
-    """Mesh again, at another resolution or open at the scene box; in the input's own frame.
+    """Mesh again, at another resolution, open at the scene box, at another density or in other colours; in the input's own frame.
 
     Args:
+        density: see `open_run`.
         appearance: name of the photograph that the colours are of; mean or None: of none of them.
 
     Raises:
-        UsageError: no such photograph, or all have one appearance.
+        UsageError: so thin that the occupancy grid may have culled it; no such photograph, or all have one appearance.
     """
     writer(Path(out))
     events = announce(hooks)
     with compute(backend, threads) as kernels:
-        header, model = open_run(run, kernels)
+        header, model = open_run(run, kernels, density)
+        thinnest = thinnest_kept(model.grid)
+        if density is not None and not density > thinnest:
+            raise UsageError(f"density {density:g}: what is no denser than {thinnest:.3g} is not looked at; want more")
         mesh = header.config.mesh
         mesh = replace(mesh, resolution=resolution or mesh.resolution, closed=mesh.closed if closed is None else closed)
         view = MEAN if appearance is None else header.photograph(appearance)
@@ -95,24 +110,39 @@ def render_run(
     threads: int = 0,
     hooks: Sequence[Hook] = (),
     appearance: str | None = None,
+    renderer: str | Path | None = None,
 ) -> list[Path]:
     """Pictures of a run: OUT/NAME.png, OUT/normal/NAME.png, OUT/depth/NAME.npy (float32, along the ray, input units) and .png.
 
     Args:
         views: test | train, the photographs' views by their own names; orbit, a circle round the object, also as OUT/orbit.webp.
         appearance: name of the photograph that all pictures look like, or mean; None: each training view like its own.
+        renderer: another run, whose colour head takes the place of this one's (IDR, section 4.4: its appearance on this geometry).
 
     Raises:
-        UsageError: an unknown kind of views, or none of that kind in the scene; no such photograph, or all have one appearance.
+        UsageError: an unknown kind of views, or none of that kind in the scene; no such photograph, or all have one appearance; a
+            renderer that doesn't fit.
     """
     if views not in ("test", "train", "orbit"):
         raise UsageError(f"--views wants test, train or orbit; found {views!r}")
     out, events = Path(out), announce(hooks)
     with compute(backend, threads) as kernels:
         header, model = open_run(run, kernels)
+        if renderer is not None:
+            model.head = _head_of(renderer, header, kernels)
         written = _render(header, model, views, out, events, None if appearance is None else header.photograph(appearance))
     events(Saved("pictures", out))
     return written
+
+
+def _head_of(run: str | Path, wanted: Header, backend: Backend) -> ColorHead:
+    """The colour head of a run, for a model as `wanted` has it."""
+    header, model = open_run(run, backend)
+    then, now = ({"method": h.config.method, **{f"color.{k}": v for k, v in asdict(h.config.color).items()}} for h in (header, wanted))
+    for name in now:
+        if then[name] != now[name]:
+            raise UsageError(f"the renderer of {run} doesn't fit: its {name} is {then[name]}, that of the geometry {now[name]}")
+    return model.head
 
 
 def _render(header: Header, model: Model, views: str, out: Path, events: Hook, shown: int | None) -> list[Path]:

@@ -8,6 +8,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class Training:
         """`learn`; at first compiled and recorded, where that can be."""
         if self.learn is None:
             self.learn = lambda: learn(self)
-            if self.backend.capturable:
+            if self.backend.capturable and self.model.method.recordable:
                 self.model.set_progress(self.progress())
                 state = self.generator.get_state()
                 try:
@@ -142,6 +143,7 @@ def learn(run: Training) -> Tensor:
     """
     model, config, generator = run.model, run.config, run.generator
     batch = run.scene.sample(run.rays, generator, config.train.foreground, run.fused.backend if run.fused else None)
+    batch = replace(batch, rays=model.corrected(batch.rays))
     behind = background_color(model, batch.rays, generator)
     samples = Samples(config.sampling.front, config.sampling.interval, generator)
     target = on_background(batch, behind)

@@ -9,7 +9,7 @@ from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.compositing import occupancy, weights_of
 from fastsurf.field import FieldSample
 from fastsurf.rays import Rays, make_rays
-from fastsurf.surface import Crossings, first_crossing
+from fastsurf.surface import Crossings, first_crossing, march, unsearched
 
 
 def grid_around(level, resolution: int = 48, margin: float = 0.1) -> Tensor:
@@ -39,6 +39,10 @@ class Sphere:
 
     def first_crossing(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
         return first_crossing(self.level, rays, self.occupied, self.march_step, self.secant_steps, ReferenceBackend(), offset)
+
+    def march(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
+        lattice, count = march(rays, self.occupied, self.march_step, ReferenceBackend(), offset)
+        return unsearched(rays, lattice, count, self.march_step)
 
     def sample(self, x: Tensor) -> FieldSample:
         offset = x - self.center

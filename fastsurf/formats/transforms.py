@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cameras import Camera, Capture, View
+from ..cameras import ONE_FOCAL, Camera, Capture, View
 from ..errors import SceneError
 from . import colmap
 from .checks import find_image, finish, image_size, note_missing
@@ -21,6 +21,9 @@ WANTED = "transforms.json or transforms_train.json"
 HELD_OUT = ("transforms_test.json", "transforms_val.json")
 PERSPECTIVE = ("", "OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV", "PERSPECTIVE")
 FISHEYE = ("OPENCV_FISHEYE", "FISHEYE")
+DISTORTION = {
+    "OPENCV": ("k1", "k2", "p1", "p2"), "FULL_OPENCV": ("k1", "k2", "p1", "p2", "k3", "k4"), "OPENCV_FISHEYE": ("k1", "k2", "k3", "k4"),
+}  # fmt: skip # in the order of a camera's parameters; other models come back as an error that names them
 SAME_PLACE = 1e-3  # of the cameras' extent
 
 
@@ -52,6 +55,24 @@ def load(scene: Path, file: Path, masks: str) -> Capture:
     if "applied_transform" in tree:
         notes.append("applied_transform: the mesh is in the frame of transform_matrix, not in the one before that transform")
     return finish(scene, "transforms", views, masks, points=_sparse_points(scene, tree, views), notes=notes)
+
+
+def written(views: Sequence[View]) -> dict[str, Any]:
+    """The tree of a file that `load` reads back to these views, photographs by their full paths."""
+    frames = []
+    for view in views:
+        camera = view.camera
+        (fx, fy), (cx, cy) = camera.focal, camera.principal
+        model, first = (ONE_FOCAL[camera.model][1], 3) if camera.model in ONE_FOCAL else (camera.model, 4)
+        frame: dict[str, Any] = {"file_path": str(view.image.resolve())}
+        if view.mask is not None:
+            frame["mask_path"] = str(view.mask.resolve())
+        frame |= {"camera_model": model, "w": camera.width, "h": camera.height, "fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy}
+        frame |= dict(zip(DISTORTION.get(model, ()), camera.params[first:], strict=False))
+        frame["transform_matrix"] = [*(view.c2w * [1, -1, -1, 1]).tolist(), [0.0, 0.0, 0.0, 1.0]]
+        frames.append(frame)
+    held_out = [frame["file_path"] for frame, view in zip(frames, views, strict=True) if view.split == "test"]
+    return {**({"test_filenames": held_out} if held_out else {}), "frames": frames}
 
 
 def _read(file: Path) -> dict[str, Any]:
