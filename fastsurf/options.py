@@ -57,7 +57,7 @@ class Settings:
     method: MethodName = None
     """unisurf if not given: what the photographs are explained by (docs/methods.md)"""
     config: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """a preset (quick, object, scene, demo, nerf, unisurf_paper) or your own file"""
+    """a preset (quick, object, scene, demo, unisurf_paper) or your own file"""
     set: Sets = ()
     """any one setting, such as scene.radius=1.2"""
     minutes: Number = None
