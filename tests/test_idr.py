@@ -200,7 +200,7 @@ def ball(tmp_path_factory):
     return photographed_ball(tmp_path_factory.mktemp("ball"))
 
 
-@pytest.mark.parametrize("encoding, steps", [("hash", 400), ("none", 80)])
+@pytest.mark.parametrize("encoding, steps", [("hash", 400), ("none", 120)])
 def test_a_ball_becomes_a_closed_mesh_of_its_radius(ball, tmp_path, encoding, steps):
     scene = load_scene(ball)
     sets = [f"train.steps={steps}", f"field.encoding={encoding}", "scene.radius=1.3", "mesh.resolution=64", *LIGHT]
