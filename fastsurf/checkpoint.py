@@ -36,11 +36,10 @@ class Header:
     background: str
     device: str  # cpu or cuda: where its random numbers came from
     step: int
-    progress: float  # of the schedules
+    progress: float
     seconds: float
     squared_error: float
     photographs: tuple[str, ...]  # names of all, in the scene's order
-    began: int  # step at which a rehearsal ended
 
     def photograph(self, name: str) -> int:
         """The index of the photograph whose appearance is wanted, by its name with or without folders and suffix; -1 for mean.
@@ -74,8 +73,7 @@ def save_checkpoint(path: Path, run: Training) -> None:
         "device": run.backend.device.type,
         "levels": [[level.scale, level.resolution, level.offset, level.size] for level in run.model.field.levels],
         "step": run.step,
-        "progress": run.stage(),
-        "began": run.began,
+        "progress": run.progress(),
         "seconds": run.seconds,
         "squared_error": run.squared_error,
         "photographs": [view.name for view in scene.capture.views],
@@ -105,7 +103,7 @@ def read_header(path: Path) -> Header:
         return Header(
             from_dict(tree["config"], str(path)), tree["scene"], tree["scene_format"], (x, y, z), tree["radius"],
             tree["background"], tree.get("device", "cpu"), tree["step"], tree["progress"], tree["seconds"], tree["squared_error"],
-            tuple(tree.get("photographs", ())), tree.get("began", 0),
+            tuple(tree.get("photographs", ())),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path}: damaged ({type(e).__name__}: {e})") from None
@@ -162,8 +160,7 @@ def resume(path: Path, run: Training) -> None:
         run.generator.set_state(tensors["generator"].to(torch.uint8))
     else:  # a state of another kind of generator: go on with other numbers
         run.generator.manual_seed(run.config.train.seed + header.step)
-    run.step, run.began = header.step, header.began
-    run.optimizer.count = header.step - header.began
+    run.optimizer.count = run.step = header.step
     run.seconds, run.squared_error = header.seconds, header.squared_error
 
 

@@ -39,12 +39,6 @@ class Optimizer:
             self.backend.adam_(p.data, p.grad, self.first[name], self.second[name], self.count, rate, BETAS, EPSILON)
             p.grad = None
 
-    def forget(self) -> None:
-        """Begin anew."""
-        self.count = 0
-        for t in (*self.first.values(), *self.second.values()):
-            t.zero_()
-
     def tensors(self) -> dict[str, Tensor]:
         """The moments by name, for a checkpoint."""
         return {f"adam.{kind}.{name}": t for kind, held in (("first", self.first), ("second", self.second)) for name, t in held.items()}

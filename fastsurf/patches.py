@@ -31,7 +31,6 @@ class Patches:
         self.first_pixel, self.first = (torch.cat([a.new_zeros(1), a.cumsum(0)[:-1]]) for a in (size.prod(1).to(device), count.prod(1)))
         n = int(count.prod(1).sum())
         self.errors, self.visits = torch.zeros(n, 3, device=device), torch.zeros(n, device=device)
-        self.open = torch.ones((), device=device)  # 0: what is known stays as it is; a tensor, for a recorded step reads it
         self.bound = torch.full((), torch.inf, device=device)  # a patch off by this counts half
 
     def of(self, batch: Batch) -> Tensor:
@@ -51,7 +50,6 @@ class Patches:
         n = len(self.errors)
         sums = errors.new_zeros(n, 3).index_add_(0, patch, errors)
         count = errors.new_zeros(n).index_add_(0, patch, errors.new_ones(len(errors)))
-        count = count * self.open
         self.visits += count
         memory = torch.clamp(1.0 - count / self.visits.clamp(min=1.0), max=MEMORY)  # at first the plain mean
         memory = torch.where(count > 0.0, memory, 1.0)[:, None]

@@ -174,7 +174,7 @@ def _reconstruct(
         events(Saved("cameras", run / CAMERAS))
 
     with phases("mesh") as phase:
-        model.set_progress(training.stage())
+        model.set_progress(training.progress())
         mesh = make_mesh(model, scene.center, scene.radius, config, events)
         for path in [run / MESH, *([out] if out else [])]:
             meshio.write_mesh(path, mesh, comments=(f"made by fastsurf {__version__} from {scene.capture.path.name}",))

@@ -30,8 +30,7 @@ DEFAULT_MINUTES = {"cpu": 3.0, "cuda": 0.5}
 DEFAULT_RAYS = {"cpu": 512, "cuda": 4096}  # of the same time, a CPU makes better use in small steps, a GPU in large ones
 GRID_LOOKS_EVERYWHERE = 8  # the first grid updates look at every cell
 LEAST_SHARE = 0.2  # of `train.minutes` that is training, however long the rest takes
-REHEARSAL = 0.3  # share of a run after which it begins anew, where passers-by are told apart: by then it is known what stays unexplained
-REOPENED = 0.3  # stage of the second part from which what is known of them is renewed
+PATCHES_FROM = 0.3  # progress; before, most of what is unexplained is not yet learned
 PSNR_MEMORY = 0.98  # of the running mean of squared errors, per step
 
 
@@ -44,10 +43,10 @@ class Training:
         self.optimizer = Optimizer(model, self.config.train, backend)
         self.generator = torch.Generator(backend.device).manual_seed(self.config.train.seed)
         self.rays = self.config.train.rays or DEFAULT_RAYS[backend.device.type]
-        self._know_photographs()
+        if model.appearance is not None:
+            model.appearance.learned[[i for i in scene.train if i not in scene.blind]] = True
         self.patches = Patches(scene.shapes, backend.device) if self.config.loss.transient > 0 else None
         self.step = 0
-        self.began = 0  # step at which the rehearsal ended
         self.seconds = 0.0  # of training
         self.besides = 0.0  # seconds of `train.minutes` that are kept for reading and meshing
         self.squared_error = 1.0  # running mean, per channel
@@ -57,33 +56,12 @@ class Training:
         self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) and fused else None  # None: by autograd
         self.note = ""  # for the user, once training has begun
 
-    def stage(self) -> float:
-        """Point of the schedules, in [0, 1]: the progress, or where there is a rehearsal, that of it and then of what follows."""
-        done = self.progress()
-        if self.patches is None:
-            return done
-        return min(done / REHEARSAL, 1.0) if self.began == 0 else max(done - REHEARSAL, 0.0) / (1.0 - REHEARSAL)
-
-    def begin_anew(self) -> None:
-        """The end of the rehearsal: what was learned is forgotten, but for what no photograph but one shows."""
-        assert self.patches is not None
-        self.patches.judge(self.config.loss.transient)
-        fresh = Model(self.config, self.backend, self.model.background_kind, len(self.scene.images)).state_dict()
-        self.model.load_state_dict(fresh)
-        self._know_photographs()
-        self.optimizer.forget()
-        self.began = self.step
-
-    def _know_photographs(self) -> None:
-        if self.model.appearance is not None:
-            self.model.appearance.learned[[i for i in self.scene.train if i not in self.scene.blind]] = True
-
     def prepare(self) -> Callable[[], Tensor]:
         """`learn`; at first compiled and recorded, where that can be."""
         if self.learn is None:
             self.learn = lambda: learn(self)
             if self.backend.capturable and self.model.method.recordable:
-                self.model.set_progress(self.stage())
+                self.model.set_progress(self.progress())
                 state = self.generator.get_state()
                 try:
                     self.learn = Recording(self.learn, list(self.model.parameters()), self.generator)
@@ -142,23 +120,18 @@ def _running(mean: float, value: float, step: int) -> float:
 def _step(run: Training, progress: float) -> tuple[dict[str, float], float, float, int]:
     """Losses by name, mean squared error, share of hits, samples placed."""
     model, config = run.model, run.config
-    if run.patches is not None and run.began == 0 and progress >= REHEARSAL:
-        run.begin_anew()
-    stage = run.stage()
-    model.set_progress(stage)
-    if run.patches is not None and run.began:
-        run.patches.open.fill_(stage >= REOPENED)
-        if stage >= REOPENED and run.step % config.grid.update_every == 0:
-            run.patches.judge(config.loss.transient)
-    if (run.step - run.began) % config.grid.update_every == 0:
-        model.update_grid(run.generator, everywhere=run.step - run.began < GRID_LOOKS_EVERYWHERE * config.grid.update_every)
+    model.set_progress(progress)
+    if run.patches is not None and progress >= PATCHES_FROM and run.step % config.grid.update_every == 0:
+        run.patches.judge(config.loss.transient)
+    if run.step % config.grid.update_every == 0:
+        model.update_grid(run.generator, everywhere=run.step < GRID_LOOKS_EVERYWHERE * config.grid.update_every)
     numbers = run.prepare()().tolist()
     losses = dict(zip(loss_names(run), numbers, strict=False))
     if not math.isfinite(sum(numbers)):
         raise BackendError(
             f"training diverged at step {run.step}: loss {sum(losses.values())}; lower train.rate_grid, or use --backend reference"
         )
-    run.optimizer.step(stage)
+    run.optimizer.step(progress)
     return losses, numbers[-2], numbers[-1], run.rays * (config.sampling.front + config.sampling.interval)
 
 

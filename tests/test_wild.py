@@ -105,7 +105,7 @@ def test_embeddings_are_blamed_through_colours_alone(tiny):
     assert run.model.appearance.table.grad.any()
 
 
-@pytest.mark.parametrize("stop", [5, 9, 20])  # before, after and long after the rehearsal's end
+@pytest.mark.parametrize("stop", [5, 9, 20])  # before and after patches are judged
 def test_a_resumed_run_ends_like_one_left_alone(tiny, tmp_path, stop):
     alone, first, second = training(tiny), training(tiny), training(tiny)
     for _ in train(alone):
@@ -325,22 +325,6 @@ def test_errors_either_way_cancel_and_those_one_way_stay():
     for _ in range(60):  # what has changed is soon all that counts
         patches.note(torch.tensor([8]), torch.zeros(1, 3))
     assert patches.errors[8].abs().max() < 1e-3
-
-
-def test_a_rehearsal_leaves_what_it_learned_of_passers_by_alone(tiny):
-    run, stages = training(tiny), []
-    fresh = {name: p.clone() for name, p in run.model.state_dict().items()}
-    for _ in train(run):
-        stages.append(run.model.progress)
-        if run.began == run.step - 1:  # begun anew with this step
-            kept = run.patches.errors.clone()
-    first = round(24 * 0.3) + 1  # steps
-    assert stages == pytest.approx([min(k / 24 / 0.3, 1) for k in range(first)] + [(k / 24 - 0.3) / 0.7 for k in range(first, 24)])
-    assert run.began == first and run.optimizer.count == 24 - first
-    assert kept.any() and not torch.equal(kept, run.patches.errors)  # renewed later on
-    run.begin_anew()
-    assert all(torch.equal(p, fresh[name]) for name, p in run.model.state_dict().items())
-    assert not any(t.any() for t in run.optimizer.tensors().values())
 
 
 def test_both_ways_to_learn_note_the_same(tiny):
