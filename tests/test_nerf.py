@@ -53,7 +53,7 @@ class Haze(Sphere):
     def opacity(self, level, length):
         return density(level, length, self.sigma)
 
-    def color(self, x, sample, directions):
+    def color(self, x, sample, directions, view=None):
         return (x[:, 2:] + 1.0).expand(-1, 3) / 2.0
 
 
