@@ -98,7 +98,7 @@ def python_at_work(words: Sequence[str], job: str, log: Path, what: str, **varia
 
 def _environment() -> dict[str, str]:
     paths = [str(HOME), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}  # nor the one in the folder where this runs
 
 
 def _failed(what: str, code: int, log: Path) -> ChildError:
