@@ -95,13 +95,13 @@ def test_the_colour_head_sees_only_its_inputs(inputs):
     head = ColorHead(ColorConfig(inputs=inputs), torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     x, d, n, h = (torch.randn(8, k, generator=generator) for k in (3, 3, 3, 15))
-    base = head(x, FieldSample(x[:, 0], h, n), d, BACKEND)
+    base = head(x, FieldSample(x[:, 0], h, n), d, None, BACKEND)
     assert base.shape == (8, 3) and (base > 0).all() and (base < 1).all()
     changed = {
-        "x": head(x + 1, FieldSample(x[:, 0], h, n), d, BACKEND),
-        "n": head(x, FieldSample(x[:, 0], h, n + 1), d, BACKEND),
-        "h": head(x, FieldSample(x[:, 0], h + 1, n), d, BACKEND),
-        "d": head(x, FieldSample(x[:, 0], h, n), d.flip(1), BACKEND),
+        "x": head(x + 1, FieldSample(x[:, 0], h, n), d, None, BACKEND),
+        "n": head(x, FieldSample(x[:, 0], h, n + 1), d, None, BACKEND),
+        "h": head(x, FieldSample(x[:, 0], h + 1, n), d, None, BACKEND),
+        "d": head(x, FieldSample(x[:, 0], h, n), d.flip(1), None, BACKEND),
     }
     for key, value in changed.items():
         assert torch.equal(value, base) == (key not in inputs.split(","))
@@ -125,7 +125,7 @@ def test_the_colour_head_can_see_the_reflected_direction(direction):
     d, n = torch.nn.functional.normalize(torch.randn(2, 8, 3, generator=g), dim=2)
     n.requires_grad_()
     sample = FieldSample(d[:, 0], torch.randn(8, 15, generator=g), n)
-    rgb = head(d, sample, d, BACKEND)
+    rgb = head(d, sample, d, None, BACKEND)
     assert torch.equal(rgb, twin(d, sample, d if direction == "view" else reflect(d, n), BACKEND))
     (d_n,) = torch.autograd.grad(rgb.sum(), n, materialize_grads=True)
     assert bool(d_n.any()) == (direction == "reflected-learn")
