@@ -66,7 +66,8 @@ class Camera:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One photograph. `name` is the file name with sub-folder as in the input; `mask` a picture whose bright pixels are the object."""
+    """One photograph. `name` is the file name with sub-folder as in the input; `mask` a picture whose bright pixels are the object,
+    `ignore` one whose bright pixels show something that isn't part of the scene: a passer-by, the photographer's shadow."""
 
     name: str
     image: Path
@@ -74,6 +75,7 @@ class View:
     camera: Camera
     c2w: np.ndarray  # (3, 4) float64
     split: str = "train"  # or "test"
+    ignore: Path | None = None
 
     @property
     def center(self) -> np.ndarray:

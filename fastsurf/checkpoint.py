@@ -1,5 +1,6 @@
 """A run on disk: everything that training needs to go on, in one safetensors file (never pickle), replaced whole or not at all."""
 
+import difflib
 import json
 import os
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from .appearance import MEAN
 from .config import Config, from_dict, to_dict
 from .errors import CheckpointError, UsageError
 from .files import write_whole
@@ -32,12 +34,29 @@ class Header:
     center: tuple[float, float, float]  # of the scene box, in the input's own frame
     radius: float
     background: str
-    views: int  # photographs
     device: str  # cpu or cuda: where its random numbers came from
     step: int
     progress: float
     seconds: float
     squared_error: float
+    photographs: tuple[str, ...]  # names of all, in the scene's order
+
+    def photograph(self, name: str) -> int:
+        """The index of the photograph whose appearance is wanted, by its name with or without folders and suffix; -1 for mean.
+
+        Raises:
+            UsageError: it is none of this run's, or the run has no appearances.
+        """
+        if not self.config.color.appearance:
+            raise UsageError("the run has one appearance for all photographs: reconstruct with --method wild, or --set color.appearance=8")
+        if name == "mean":
+            return MEAN
+        whole = [i for i, known in enumerate(self.photographs) if name in (known, Path(known).name, Path(known).stem)]
+        if len(whole) != 1:
+            (near,) = difflib.get_close_matches(name, self.photographs, n=1, cutoff=0.0)
+            found = "several photographs are" if whole else "no photograph is"
+            raise UsageError(f"--appearance: {found} named {name!r}; want mean, or a photograph such as {near}")
+        return whole[0]
 
 
 def save_checkpoint(path: Path, run: Training) -> None:
@@ -51,16 +70,18 @@ def save_checkpoint(path: Path, run: Training) -> None:
         "center": [float(c) for c in scene.center],
         "radius": float(scene.radius),
         "background": run.model.background_kind,
-        "views": len(scene.images),
         "device": run.backend.device.type,
         "levels": [[level.scale, level.resolution, level.offset, level.size] for level in run.model.field.levels],
         "step": run.step,
         "progress": run.progress(),
         "seconds": run.seconds,
         "squared_error": run.squared_error,
+        "photographs": [view.name for view in scene.capture.views],
     }
     tensors = {f"model.{name}": t.contiguous() for name, t in run.model.state_dict().items()}
     tensors |= run.optimizer.tensors() | {"generator": run.generator.get_state()}
+    if run.patches is not None:
+        tensors |= run.patches.tensors()
     write_whole(path, save(tensors, metadata={"fastsurf": json.dumps(header)}))
 
 
@@ -81,8 +102,8 @@ def read_header(path: Path) -> Header:
         x, y, z = tree["center"]
         return Header(
             from_dict(tree["config"], str(path)), tree["scene"], tree["scene_format"], (x, y, z), tree["radius"],
-            tree["background"], tree.get("views", 0), tree.get("device", "cpu"), tree["step"], tree["progress"], tree["seconds"],
-            tree["squared_error"],
+            tree["background"], tree.get("device", "cpu"), tree["step"], tree["progress"], tree["seconds"], tree["squared_error"],
+            tuple(tree.get("photographs", ())),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path}: damaged ({type(e).__name__}: {e})") from None
@@ -132,6 +153,9 @@ def resume(path: Path, run: Training) -> None:
     for kind, held in (("first", run.optimizer.first), ("second", run.optimizer.second)):
         for name, t in held.items():
             t.copy_(tensors[f"adam.{kind}.{name}"])
+    for name, t in run.patches.tensors().items() if run.patches is not None else ():
+        if name in tensors:  # else they begin anew
+            t.copy_(tensors[name])
     if header.device == run.backend.device.type:
         run.generator.set_state(tensors["generator"].to(torch.uint8))
     else:  # a state of another kind of generator: go on with other numbers
@@ -148,6 +172,12 @@ def _check_same(header: Header, run: Training) -> None:
         raise UsageError(
             f"the run was made in another scene box (centre {np.round(header.center, 4).tolist()}, radius {header.radius:.4g}; now "
             f"{np.round(scene.center, 4).tolist()}, {scene.radius:.4g}): resume it with its own photographs and masks, or start a new run"
+        )
+    names = tuple(view.name for view in scene.capture.views)
+    if header.photographs and header.photographs != names:
+        raise UsageError(
+            f"the run was made from {len(header.photographs)} photographs, and the scene now holds {len(names)}, or others: resume it with "
+            "its own, or start a new run"
         )
     for name, then, now in (
         ("the method", header.config.method, run.config.method),

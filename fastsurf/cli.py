@@ -25,7 +25,7 @@ from .errors import FastsurfError, UsageError
 if TYPE_CHECKING:
     from .hooks import Event, Hook
     from .mesh import Mesh
-    from .options import Demo, Eval, Info, MeshAgain, Reconstruct, Render
+    from .options import Compare, Demo, Eval, Info, MeshAgain, Poses, Reconstruct, Render
 
 T = TypeVar("T")
 
@@ -34,13 +34,15 @@ MESHES = (".ply", ".obj", ".glb", ".stl")
 HELP = """\
 usage: fastsurf VERB ...        fastsurf SCENE -o mesh.ply  means  fastsurf reconstruct SCENE -o mesh.ply
 
-Photographs with known cameras in, a solid coloured surface mesh out.
+Photographs in, a solid coloured surface mesh out.
 
   info SCENE                    what was found, and whether it can work; info --backends: what can compute here
-  reconstruct SCENE -o FILE     the main job: photographs and cameras to a mesh
+  poses PHOTOS -o SCENE         cameras for photographs that have none, or for a video
+  reconstruct SCENE -o FILE     the main job: photographs (their cameras are found if need be) to a mesh
   mesh RUN -o FILE              the mesh again from a finished or running run, at any resolution
   render RUN --views orbit      colour, depth and normal pictures; orbit also as an animation
   eval RUN --gt MESH            scores on held-out views, and against a true surface
+  compare SCENE --gt MESH       several methods for the same time each: one table, one picture
   demo                          photographs made of a known solid, reconstructed and scored
 
   fastsurf VERB --help          the options of a verb
@@ -102,16 +104,24 @@ class Interrupt:
 
 
 class Kept:
-    """A hook that remembers the last checkpoint."""
+    """A hook that remembers what a stopped command can go on from."""
 
     def __init__(self) -> None:
         self.checkpoint: Path | None = None
+        self.database: Path | None = None
 
     def __call__(self, event: "Event") -> None:
         from .hooks import Saved
 
         if isinstance(event, Saved) and event.what == "checkpoint":
             self.checkpoint = event.path
+        if isinstance(event, Saved) and event.what == "database":
+            self.database = event.path
+
+    def __str__(self) -> str:
+        if self.checkpoint is not None:
+            return f"the last checkpoint is {self.checkpoint}"
+        return "nothing was saved" if self.database is None else f"{self.database} is kept: the same command goes on from there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,8 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run([a for a in args if a != "--debug"], interrupt, kept)
         except BaseException as e:
             if interrupt.stopped_at_once or isinstance(e, KeyboardInterrupt):
-                where = f"the last checkpoint is {kept.checkpoint}" if kept.checkpoint else "nothing was saved"
-                return _fail(f"stopped; {where}", STOPPED)
+                return _fail(f"stopped; {kept}", STOPPED)
             if debug and not isinstance(e, SystemExit):
                 raise
             return _explain(e)
@@ -147,6 +156,8 @@ def _run(args: list[str], interrupt: Interrupt, kept: Kept) -> int:
     match _parse(verb, rest):
         case o.Info() as wanted:
             return info(wanted)
+        case o.Poses() as wanted:
+            return poses(wanted, kept)
         case o.Reconstruct() as wanted:
             return reconstruct(wanted, interrupt, kept)
         case o.MeshAgain() as wanted:
@@ -155,6 +166,8 @@ def _run(args: list[str], interrupt: Interrupt, kept: Kept) -> int:
             return render(wanted)
         case o.Eval() as wanted:
             return evaluate(wanted)
+        case o.Compare() as wanted:
+            return compare(wanted)
         case o.Demo() as wanted:
             return demo(wanted, interrupt, kept)
     raise AssertionError(verb)
@@ -162,7 +175,7 @@ def _run(args: list[str], interrupt: Interrupt, kept: Kept) -> int:
 
 def _verb(args: list[str]) -> tuple[str, list[str]]:
     """The verb and what follows it; a path or an option in its place means reconstruct."""
-    verbs = ("info", "reconstruct", "mesh", "render", "eval", "demo")
+    verbs = ("info", "poses", "reconstruct", "mesh", "render", "eval", "compare", "demo")
     first = args[0]
     if first in verbs:
         return first, args[1:]
@@ -178,8 +191,10 @@ def _parse(verb: str, args: list[str]) -> Any:
     from . import options as o
 
     kind: Any = {
-        "info": o.Info, "reconstruct": o.Reconstruct, "mesh": o.MeshAgain, "render": o.Render, "eval": o.Eval, "demo": o.Demo
-    }[verb]
+        "info": o.Info, "poses": o.Poses, "reconstruct": o.Reconstruct, "mesh": o.MeshAgain, "render": o.Render, "eval": o.Eval,
+        "compare": o.Compare,
+        "demo": o.Demo,
+    }[verb]  # fmt: skip
     known = ["--help", *o.flags(kind)]
     short = ["-h", *(["-o"] if "--out" in known else [])]
     for flag in (word.partition("=")[0] for word in args if re.match("-[-a-zA-Z]", word)):
@@ -232,11 +247,33 @@ def _backends(o: "Info") -> int:
     return 0
 
 
+def poses(o: "Poses", kept: Kept) -> int:
+    """`fastsurf poses PHOTOS`."""
+    source = _wanted(o.source, "poses wants PHOTOS: a folder of photographs, or a video")
+    out = _wanted(o.out, "poses wants -o DIR: a folder for the scene")
+    if (o.seed or 0) < 0 or (o.threads or 0) < 0:
+        raise UsageError(f"--seed and --threads want 0 or more, found {min(o.seed or 0, o.threads or 0)}")
+    with _display(o.json, o.quiet, _name(source), ("read", "features", "matching", "mapping")) as display, \
+            _json_lines(o.json, o.force, False) as lines:
+        from .poses import find_poses
+
+        hooks: list[Hook] = [kept, lines, display]
+        found = find_poses(source, out, o.config, seed=o.seed or 0, threads=o.threads or 0, force=o.force, hooks=hooks)
+    if not o.quiet:
+        from .ui.plain import placed_lines
+
+        then = shlex.join(["fastsurf", "reconstruct", str(out), "-o", "mesh.ply"])
+        cameras = [(c["model"], c["params"][0], c["width"], c["height"]) for c in found.cameras]
+        placed = (len(found.placed), len(found.placed) + len(found.left_out))
+        _say(placed_lines(str(out), placed, found.points, found.error, found.track, cameras, found.seconds, then), _people(o.json))
+    return 0
+
+
 def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
     """`fastsurf reconstruct SCENE`."""
     from .options import configure
 
-    path = _wanted(o.scene, "reconstruct wants a SCENE: a folder or file with photographs and cameras")
+    path = _wanted(o.scene, "reconstruct wants a SCENE: a folder or file with photographs and cameras, photographs alone, or a video")
     name = _name(path)
     run = o.run or (o.out.with_suffix(".run") if o.out else Path("runs") / name)
     base = str(run / "config.toml") if o.resume and (run / "config.toml").is_file() else None
@@ -267,15 +304,31 @@ def mesh(o: "MeshAgain") -> int:
     out = _wanted(o.out, "mesh wants -o FILE: .ply, .obj, .glb or .stl")
     if o.resolution is not None and o.resolution < 8:
         raise UsageError(f"--resolution wants 8 or more, found {o.resolution}")
-    _check_mesh_file(out, o.force)
-    with _display(None, o.quiet, run.name, ("mesh",)) as display, _phase("mesh", display) as seconds:
-        from .runs import mesh_run
+    files: dict[Path, float | None] = {out: None}
+    if o.levels is not None:
+        files = {out.with_stem(f"{out.stem}_{density:g}"): density for density in _densities(o.levels)}
+    for path in files:
+        _check_mesh_file(path, o.force)
+    for path, density in files.items():
+        with _display(None, o.quiet, run.name, ("mesh",)) as display, _phase("mesh", display) as seconds:
+            from .runs import mesh_run
 
-        made = mesh_run(run, out, resolution=o.resolution, closed=False if o.open else None, backend=o.backend or "auto", hooks=[display])
-    if not o.quiet:
-        then = shlex.join(["fastsurf", "eval", str(run), "--mesh", str(out), "--gt", "MESH"])
-        _say(_closing(out, made, seconds, then, False), sys.stdout)
+            made = mesh_run(run, path, resolution=o.resolution, closed=False if o.open else None, backend=o.backend or "auto",
+                            hooks=[display], density=density, appearance=o.appearance)  # fmt: skip
+        if not o.quiet:
+            then = shlex.join(["fastsurf", "eval", str(run), "--mesh", str(path), "--gt", "MESH"])
+            _say(_closing(path, made, seconds, then, False), sys.stdout)
     return 0
+
+
+def _densities(text: str) -> list[float]:
+    try:
+        densities = [float(word) for word in text.split(",")]
+    except ValueError:
+        densities = []
+    if not densities or not all(0 < density < float("inf") for density in densities):
+        raise UsageError(f"--levels wants densities above 0 with commas between them, such as 1,50,500; found {text!r}")
+    return densities
 
 
 def render(o: "Render") -> int:
@@ -287,7 +340,8 @@ def render(o: "Render") -> int:
     with _display(None, o.quiet, run.name, ("render",)) as display, _phase("render", display):
         from .runs import render_run
 
-        written = render_run(run, o.views, out, backend=o.backend or "auto", hooks=[display], renderer=o.renderer)
+        backend = o.backend or "auto"
+        written = render_run(run, o.views, out, backend=backend, hooks=[display], appearance=o.appearance, renderer=o.renderer)
     if not o.quiet:
         _say([f"{len(written)} pictures in {out}"], sys.stdout)
     return 0
@@ -298,10 +352,14 @@ def evaluate(o: "Eval") -> int:
     run = _wanted(o.run, "eval wants a RUN: the folder that a reconstruction left")
     if o.json not in (None, "-"):
         _check_file(Path(str(o.json)), o.force)
+    from .metrics import read_thresholds
+
+    thresholds = read_thresholds(o.thresholds) if o.thresholds is not None else ()
     with _display(o.json, o.quiet, run.name, ("eval",)) as display, _phase("eval", display):
         from .runs import eval_run
 
-        scores = eval_run(run, o.gt, o.mesh, backend=o.backend or "auto", hooks=[display])
+        scores = eval_run(run, o.gt, o.mesh, backend=o.backend or "auto", hooks=[display], thresholds=thresholds,
+                          fit=o.fit_appearance)  # fmt: skip
     if o.json:
         from .ui.jsonlines import finite
 
@@ -309,6 +367,31 @@ def evaluate(o: "Eval") -> int:
     if not o.quiet:
         _say(_table(scores), _people(o.json))
     return 0
+
+
+def compare(o: "Compare") -> int:
+    """`fastsurf compare SCENE`."""
+    from .metrics import read_thresholds
+    from .options import contenders
+
+    path = _wanted(o.scene, "compare wants a SCENE: a folder or file with photographs and cameras")
+    out = o.out or Path("compare") / _name(path)
+    rows = contenders(o)
+    thresholds = read_thresholds(o.thresholds) if o.thresholds is not None else ()
+    try:
+        with _display(o.json, o.quiet, f"compare {_name(path)}", tuple(row.name for row in rows)) as display, \
+                _json_lines(o.json, o.force, False) as lines:
+            from .compare import compare as make
+
+            found = make(path, rows, out, o.gt, o.photographs.format, thresholds, o.force, [lines, display])
+    except KeyboardInterrupt:
+        return _fail(f"stopped; what is finished stays in {out}, and the same command goes on", STOPPED)
+    if not o.quiet:
+        from .compare import summary
+
+        report = [("table", out / "compare.md"), ("look", out / "compare.png")]
+        _say([*summary(found), *(f"{what:<6} {file}" for what, file in report if file.is_file())], _people(o.json))
+    return 1 if any(row.failed for row in found) else 0
 
 
 def demo(o: "Demo", interrupt: Interrupt, kept: Kept) -> int:
@@ -436,11 +519,14 @@ def _closing(path: Path, mesh: "Mesh", seconds: Mapping[str, float], then: str, 
 
 
 def _table(scores: Mapping[str, Any]) -> list[str]:
-    """One line a score; nested ones (each view's, the mesh's) are indented under their name."""
+    """One line a score; nested ones (each view's, the mesh's) are indented under their name, lists have a line an entry."""
     lines = []
     for name, value in scores.items():
         if isinstance(value, Mapping):
             lines += [name, *(f"  {line}" for line in _table(value))] if value else []
+        elif isinstance(value, list):
+            lines.append(f"{name:<19}" + "".join(f"{key:>11}" for key in value[0]))
+            lines += [" " * 19 + "".join(f"{number:11.4g}" for number in entry.values()) for entry in value]
         elif value is not None:
             lines.append(f"{name:<20} {value:.4g}" if isinstance(value, float) else f"{name:<20} {value}")
     return lines

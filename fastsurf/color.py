@@ -1,4 +1,5 @@
-"""The colour head c(x, n, h, d): position, normal, the field's feature and the viewing direction (UNISURF; IDR's renderer M)."""
+"""The colour head c(x, n, h, d): position, normal, the field's feature and the viewing direction (UNISURF; IDR's renderer M), and where
+`color.appearance` says so an embedding of the photograph."""
 
 from itertools import pairwise
 
@@ -11,8 +12,9 @@ from .errors import ConfigError
 from .field import FieldSample, xavier
 
 OTHER_NAMES = {"v": "d", "z": "h"}  # as IDR calls them
-WIDTHS = {"d": 16, "h": 15, "n": 3, "x": 3}  # of the inputs, in the order in which they are laid side by side
+WIDTHS = {"d": 16, "h": 15, "n": 3, "x": 3}  # of the inputs, in the order in which they are laid side by side; the embedding follows
 IN = 48  # their sum, padded with zeros to a multiple of 16
+SPARE = IN - sum(WIDTHS.values())  # dimensions that an embedding may have
 OUT = 16  # red, green, blue and padding, as tiny-cuda-nn lays it out
 
 
@@ -29,13 +31,15 @@ class ColorHead(nn.Module):
         widths = [IN] + [config.width] * config.hidden + [OUT]
         self.weights = nn.ParameterList(xavier(b, a, generator) for a, b in pairwise(widths))
 
-    def forward(self, x: Tensor, sample: FieldSample, directions: Tensor, backend: Backend) -> Tensor:
-        """Colours (n, 3) in [0, 1] of points x seen along unit directions, both (n, 3)."""
+    def forward(self, x: Tensor, sample: FieldSample, directions: Tensor, appearance: Tensor | None, backend: Backend) -> Tensor:
+        """Colours (n, 3) in [0, 1] of points x seen along unit directions, both (n, 3), in photographs of these embeddings (n, a)."""
         if self.direction != "view":
             directions = reflect(directions, sample.normal if self.direction == "reflected-learn" else sample.normal.detach())
         values = {"d": spherical_harmonics(directions), "h": sample.feature, "n": sample.normal, "x": x}
         parts = [values[key] if key in self.used else x.new_zeros(len(x), width) for key, width in WIDTHS.items()]
-        inputs = torch.cat([*parts, x.new_zeros(len(x), IN - sum(WIDTHS.values()))], dim=1)
+        if appearance is not None:
+            parts.append(appearance)
+        inputs = torch.cat([*parts, x.new_zeros(len(x), IN - sum(part.shape[1] for part in parts))], dim=1)
         return torch.sigmoid(backend.mlp(inputs, list(self.weights))[:, :3])
 
 

@@ -30,7 +30,8 @@ class SceneConfig:
 
     center: tuple[float, float, float] | None = None  # of the scene box, in the input's own frame; None: found
     radius: float | None = None  # half the edge of the scene box, in the input's own units; None: found
-    masks: str = "auto"  # auto: those found | ignore | a folder of masks
+    masks: str = "auto"  # auto: those found, or made where surroundings are black | ignore | a folder of masks
+    ignore: str = "auto"  # pixels not to learn from, bright in pictures: auto (ignore/NAME.png, dynamic_mask_NAME.png) | none | a folder
     background: str = "auto"  # auto: random behind masks, else model | random | white | black | model
     holdout: int = 0  # every n-th view is kept out of training and scored; 0: only what the scene itself holds out
     max_side: int = 1600  # photographs larger than this are reduced on loading, pixels
@@ -44,14 +45,15 @@ class FieldConfig:
     encoding: str = "hash"  # hash; idr also has frequency | none: an MLP of position, with its sines and cosines or without
     log2_entries: int = 18  # largest table of one level
     base_resolution: int = 16
-    finest_resolution: int = 0  # cells along the scene box at the finest level; 0: two per pixel on the object
+    finest_resolution: int = 0  # cells along the box at the finest level; 0: two per pixel on the object, fewer of few views without masks
     width: int = 64
     first_levels: int = 6  # coarse-to-fine: levels in use at the start
     grow_until: float = 0.4  # progress at which every level is in use
     prior_radius: float = 0.5  # sphere that the untrained field shows
-    sharpness: float = 10.0  # logit = sharpness * (g + prior); the least value
+    sharpness: float = 10.0  # logit = sharpness * (g + prior), the least value; nerf: log density = sharpness * g
     sharpness_times_half_width: float = 5.0  # sharpness follows the interval: max(sharpness, this / half width)
     sharpness_max: float = 400.0
+    density_level: float = 10.0  # nerf: density of what is meshed, per scene unit (of 5, 10, 20, 50 the best on Nefertiti)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class ColorConfig:
     hidden: int = 2
     inputs: str = "x,n,h,d"  # which of position, normal, feature, direction it sees
     direction: str = "view"  # what d is: view | reflected at the normal | reflected-learn, where colours blame the normal through it too
+    appearance: int = 0  # numbers learned for each photograph that say how it was taken; colours see them, geometry doesn't
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ class LossConfig:
 
     color: float = 1.0
     huber: float = 0.0  # colours off by less than this are blamed in proportion (Huber's loss); 0: L1
-    outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.2 with masks, else 0
+    outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.15 with masks, else 0
+    plain_colors: float = 0.8  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
+    transient: float = 0.0  # patches of photographs off by so many times the median pull half as much: passers-by; 0: all alike
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
     smooth: float = 0.005  # difference of normals at the surface and close to it
     smooth_distance: float = 0.01  # how close, scene units
@@ -106,7 +111,7 @@ class TrainConfig:
 
     minutes: float | None = None  # from photographs to mesh; if neither this nor steps is set 3, on a GPU 0.5
     steps: int | None = None  # instead of minutes, where set
-    rays: int = 0  # a step; 0: 1024, on a GPU 4096
+    rays: int = 0  # a step; 0: 512, on a GPU 4096
     foreground: float = 0.75  # share of rays through masks, where masks exist
     rate_grid: float = 1e-2
     rate_mlp: float = 1e-3
@@ -132,6 +137,18 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class PosesConfig:
+    """Cameras of bare photographs (poses.py)."""
+
+    pairs: str = "auto"  # which are compared: auto (all of up to 80, else those that look alike) | all | sequence (video, a walk)
+    cameras: str = "auto"  # which share one: auto (same size, make, model and focal length) | one | folder | each
+    max_side: int = 1000  # pixels; features are looked for at this size
+    features: int = 2048  # of a photograph, at most
+    frames: int = 120  # of a video, at most
+    least: float = 0.6  # share of the photographs that must find their place
+
+
+@dataclass(frozen=True)
 class Config:
     """All sections."""
 
@@ -143,6 +160,7 @@ class Config:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    poses: PosesConfig = dataclasses.field(default_factory=PosesConfig)
     method: str = "unisurf"  # see fastsurf/methods
     backend: str = "auto"  # auto | triton | cuda | native | reference
     precision: str = "exact"  # exact: float32 throughout | fast: half inputs of matrix products, on a GPU
@@ -155,26 +173,30 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "scene.holdout": (0, ANY),
     "field.levels": (1, 32), "field.log2_entries": (4, 24), "field.base_resolution": (2, ANY), "field.finest_resolution": (0, 1 << 16),
     "field.width": (1, 256), "field.first_levels": (1, ANY), "field.sharpness": (1e-3, ANY),
-    "field.sharpness_times_half_width": (0, ANY), "field.sharpness_max": (1e-3, ANY),
-    "color.width": (1, 256), "color.hidden": (0, 16),
-    "grid.resolution": (8, 512), "grid.update_every": (1, ANY), "grid.decay": (0, 1), "grid.error_budget": (1e-6, 0.5),
+    "field.sharpness_times_half_width": (0, ANY), "field.sharpness_max": (1e-3, ANY), "field.density_level": (1e-3, ANY),
+    "color.width": (1, 256), "color.hidden": (0, 16), "color.appearance": (0, 11),
+    "grid.resolution": (8, 512), "grid.update_every": (1, ANY), "grid.decay": (0, 1), "grid.error_budget": (1e-6, 0.99),
     "grid.steps": (8, 1 << 14), "grid.secant_steps": (0, ANY),
     "sampling.interval": (1, ANY), "sampling.front": (0, ANY), "sampling.delta_max": (1e-4, ANY), "sampling.delta_min": (1e-4, ANY),
     "sampling.delta_until": (1e-3, ANY),
-    "loss.color": (0, ANY), "loss.huber": (0, ANY), "loss.outlier": (0, ANY),
+    "loss.color": (0, ANY), "loss.huber": (0, ANY), "loss.outlier": (0, ANY), "loss.plain_colors": (0, ANY),
+    "loss.transient": (0, ANY),
     "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY), "loss.eikonal": (0, ANY),
     "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.rate_cameras": (0, 1),
     "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
     "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
+    "poses.max_side": (100, ANY), "poses.features": (100, 1 << 15), "poses.frames": (3, ANY), "poses.least": (0, 1),
 }  # fmt: skip
 CHOICES = {
-    "method": ("unisurf", "idr"),
+    "method": ("unisurf", "nerf", "idr", "wild"),
     "backend": ("auto", "triton", "cuda", "native", "reference"),
     "precision": ("exact", "fast"),
     "field.encoding": ("hash", "frequency", "none"),
     "color.direction": ("view", "reflected", "reflected-learn"),
     "scene.background": ("auto", "random", "white", "black", "model"),
+    "poses.pairs": ("auto", "all", "sequence"),
+    "poses.cameras": ("auto", "one", "folder", "each"),
 }
 
 

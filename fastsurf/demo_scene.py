@@ -1,11 +1,12 @@
 """Photographs of the demo's solid, traced from cameras all round it, and its exact surface: a scene whose truth is known.
 
-World frame: z up. Pictures are sRGB with straight alpha.
+World frame: z up. Pictures are sRGB with straight alpha. They can be spoiled as photographs taken in the wild are (demo_wild.py).
 """
 
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .demo_solid import Array, distance, normals, radiance
+from .demo_wild import Light, Wild, dome, lights, passers_by
 from .files import write_whole
 from .mesh import Mesh, extract, sample_surface
 from .meshio import write_mesh
@@ -23,6 +25,7 @@ RADIUS = 1.25  # of the cube round CENTER that holds the solid
 FIELD_OF_VIEW = math.radians(38)
 DISTANCE = 4.0  # of the cameras from CENTER
 LOWEST, HIGHEST = math.radians(-28), math.radians(72)  # elevation of the cameras
+SPOILED = "gt/photographs.json"
 
 _CHUNK = 1 << 15  # points at once: the temporaries of one evaluation stay in the cache
 _HIT = 2e-4  # distance at which a ray has arrived
@@ -31,16 +34,26 @@ _MARGIN = 0.9  # share of the distance that is stepped: lobes and tapers stretch
 _BLOCK = 8  # pixels along the side of a block whose rays start together
 
 
+CLEAN = Wild()
+
+
 def make_scene(
-    out: Path, views: int = 48, test: int = 6, size: int = 320, seed: int = 0, on_progress: Callable[[float], None] | None = None
+    out: Path,
+    views: int = 48,
+    test: int = 6,
+    size: int = 320,
+    seed: int = 0,
+    on_progress: Callable[[float], None] | None = None,
+    wild: Wild = CLEAN,
 ) -> None:
     """Write photographs, cameras and ground truth into the folder `out`; the cameras last, so that half a scene is none.
 
-    `transforms_train.json`, `transforms_test.json` (OpenGL axes, pixel centres at +0.5), `images/*.png` (RGBA, straight alpha),
-    `gt/mesh.ply` (closed), `gt/points.npz` (`points`, `normals`: what two or more training cameras see), `gt/region.json`.
-    """
-    from PIL import Image
+    `transforms_train.json`, `transforms_test.json` (OpenGL axes, pixel centres at +0.5), `images/*.png` (RGBA, straight alpha; RGB with
+    `wild.sky`), `gt/mesh.ply` (closed), `gt/points.npz` (`points`, `normals`: what two or more training cameras see), `gt/region.json`.
 
+    Where training photographs are spoiled: `gt/photographs.json` (by name: exposure and white balance in stops, share covered by
+    passers-by), and `ignore/*.png` (255: a passer-by) if `wild.occluder_masks`. Alpha stays that of the solid. Held-out ones are clean.
+    """
     poses = camera_ring(views + test, np.random.default_rng(seed))
     held_out = {round((k + 0.5) * (views + test) / test) for k in range(test)} if test else set()
     splits = {
@@ -49,21 +62,48 @@ def make_scene(
     }
     (out / "images").mkdir(parents=True, exist_ok=True)
     (out / "gt").mkdir(exist_ok=True)
-    for path in (out / f"transforms_{split}.json" for split in splits):
+    for path in (*(out / f"transforms_{split}.json" for split in splits), out / SPOILED, *(out / "ignore").glob("train_*.png")):
         path.unlink(missing_ok=True)
     focal, done = 0.5 * size / math.tan(0.5 * FIELD_OF_VIEW), 0
+    settings = {"train": lights(wild, len(splits["train"]), seed), "test": [Light()] * len(splits["test"])}
+    spoiled = {}
     for split, members in splits.items():
+        crowd = wild.occluders if split == "train" else 0
         for k, c2w in enumerate(members):
-            Image.fromarray(photograph(c2w, focal, size)).save(out / "images" / f"{split}_{k:03d}.png")
+            name, rng = f"{split}_{k:03d}.png", np.random.default_rng([seed, 2, k])
+            cover = _take(out, name, c2w, focal, size, wild, settings[split][k], passers_by(crowd, size, rng))
+            spoiled[name] = asdict(settings[split][k]) | {"covered": cover}
             done += 1
             if on_progress:
                 on_progress(0.9 * done / len(poses))
     _write_truth(out / "gt", [c2w[:, 3] for c2w in splits["train"]], seed)
+    if wild != CLEAN:
+        write_whole(out / SPOILED, json.dumps(spoiled, indent=1).encode())
     for split, members in splits.items():
         if members:
             write_whole(out / f"transforms_{split}.json", json.dumps(_transforms(split, members, focal, size), indent=1).encode())
     if on_progress:
         on_progress(1.0)
+
+
+def _take(
+    out: Path, name: str, c2w: Array, focal: float, size: int, wild: Wild, light: Light, crowd: tuple[Array, Array]
+) -> float:
+    """Write one photograph; returns the share of it that passers-by cover."""
+    from PIL import Image
+
+    theirs, cover = crowd
+    seen, alpha = traced(c2w, focal, size)
+    if wild.sky:
+        v, u = np.indices((size, size), np.float32).reshape(2, -1) + 0.5
+        behind = dome(c2w[:, 3:].astype(np.float32), _directions(c2w, focal, size, u, v)).reshape(3, size, size)
+        seen, alpha = behind + (seen - behind) * alpha, np.ones_like(alpha)
+    picture = developed(light.gains * (seen + (theirs - seen) * cover), alpha)
+    Image.fromarray(picture[..., :3] if wild.sky else picture).save(out / "images" / name)
+    if wild.occluder_masks and name.startswith("train"):
+        (out / "ignore").mkdir(exist_ok=True)
+        Image.fromarray(np.where(cover > 0, 255, 0).astype(np.uint8)).save(out / "ignore" / name)
+    return round(float((cover > 0).mean()), 4)
 
 
 def _write_truth(folder: Path, eyes: list[npt.NDArray[np.float64]], seed: int) -> None:
@@ -99,7 +139,19 @@ def camera_ring(n: int, rng: np.random.Generator) -> list[npt.NDArray[np.float64
 
 
 def photograph(c2w: Array, focal: float, size: int) -> npt.NDArray[np.uint8]:
-    """The solid as a camera of pose c2w (3, 4), OpenCV axes, sees it: (size, size, 4) sRGB with straight alpha; white where alpha is 0.
+    """The solid as a camera of pose c2w (3, 4), OpenCV axes, sees it: (size, size, 4) sRGB with straight alpha; white where alpha is 0."""
+    return developed(*traced(c2w, focal, size))
+
+
+def developed(light: Array, alpha: Array) -> npt.NDArray[np.uint8]:
+    """Linear light (3, h, w), straight, with alpha (h, w) as a picture (h, w, 4)."""
+    rgb = np.where(alpha > 0, _srgb(light), 1)
+    rgba = np.concatenate([rgb, alpha[None]]).transpose(1, 2, 0)
+    return (rgba * 255 + 0.5).astype(np.uint8)
+
+
+def traced(c2w: Array, focal: float, size: int) -> tuple[Array, Array]:
+    """Light (3, size, size) from the solid, straight, and its alpha (size, size), as a camera of pose c2w (3, 4), OpenCV axes, sees it.
 
     One sample a pixel, four where depth, normal or coverage change from a pixel to its neighbours.
     """
@@ -107,17 +159,16 @@ def photograph(c2w: Array, focal: float, size: int) -> npt.NDArray[np.uint8]:
     v, u = np.indices((size, size), np.float32)
     light, n, t = _expose(c2w, focal, size, u.ravel() + 0.5, v.ravel() + 0.5, start.ravel())
     hit = np.isfinite(t)
-    rgb, alpha = light, hit.astype(np.float32)
+    alpha = hit.astype(np.float32)
+    straight = light
     edge = np.flatnonzero(_edges(n.reshape(3, size, size), t.reshape(size, size)))
     du, dv = np.array([[0.25, 0.75, 0.25, 0.75], [0.25, 0.25, 0.75, 0.75]], np.float32)[:, :, None]
     u4, v4 = (u.ravel()[edge] + du).ravel(), (v.ravel()[edge] + dv).ravel()
     light, _, t = _expose(c2w, focal, size, u4, v4, np.tile(start.ravel()[edge], 4))
     count = np.isfinite(t).reshape(4, -1).sum(0)
-    rgb[:, edge] = light.reshape(3, 4, -1).sum(1) / np.maximum(count, 1)
+    straight[:, edge] = light.reshape(3, 4, -1).sum(1) / np.maximum(count, 1)
     alpha[edge] = count / 4
-    rgb = np.where(alpha > 0, _srgb(rgb), 1)
-    rgba = np.concatenate([rgb, alpha[None]]).T.reshape(size, size, 4)
-    return (rgba * 255 + 0.5).astype(np.uint8)
+    return straight.reshape(3, size, size), alpha.reshape(size, size)
 
 
 def _srgb(linear: Array) -> Array:

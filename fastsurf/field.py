@@ -84,7 +84,7 @@ class OccupancyField(nn.Module):
 
     def sample(self, x: Tensor, backend: Backend) -> FieldSample:
         """Level, feature and normal at x (n, 3), differentiable with respect to the parameters."""
-        out, gradient = backend.field(self._unit(x), self.table, self.levels, self.weights())
+        out, gradient = backend.field(self.unit(x), self.table, self.levels, self.weights())
         radius = x.norm(dim=-1, keepdim=True).clamp(min=1e-6)
         gradient = gradient * 0.5 - x / radius  # to scene units, and the prior's
         level = out[:, 0] + (self.config.prior_radius - radius[:, 0])
@@ -93,7 +93,7 @@ class OccupancyField(nn.Module):
     @torch.no_grad()
     def level(self, x: Tensor, backend: Backend) -> Tensor:
         """The level alone (n,), without gradients."""
-        g = backend.field_value(self._unit(x), self.table, self.levels, self.weights())
+        g = backend.field_value(self.unit(x), self.table, self.levels, self.weights())
         level: Tensor = g + (self.config.prior_radius - x.norm(dim=-1))
         return level
 
@@ -104,7 +104,8 @@ class OccupancyField(nn.Module):
         grid, net = (self.table, self.levels), self.weights()
         return backend.first_crossing(rays, lattice, count, step, secant_steps, self.config.prior_radius, *grid, net)
 
-    def _unit(self, x: Tensor) -> Tensor:
+    def unit(self, x: Tensor) -> Tensor:
+        """Positions in [0, 1]^3, as the encoding wants them."""
         return (x.detach() * 0.5 + 0.5).clamp(0.0, 1.0)
 
     def weights(self) -> tuple[Tensor, Tensor]:

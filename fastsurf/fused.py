@@ -28,30 +28,37 @@ class FusedStep:
         table, w1, w2 = (torch.empty_like(p, requires_grad=False) for p in (field.table, field.w1, field.w2))
         self.gradients = Gradients(table, w1, w2, [torch.empty_like(w, requires_grad=False) for w in head.weights])
 
-    def __call__(self, batch: Batch, behind: Tensor, target: Tensor, samples: Samples, weights: LossConfig) -> Tensor:
+    def __call__(
+        self, batch: Batch, behind: Tensor, target: Tensor, samples: Samples, weights: LossConfig, trust: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Leave gradients on the parameters.
 
         Args:
             behind, target: colours (n_rays, 3) of the background, and what the rays should show on it.
+            trust: (n_rays,) factors of the rays' colour losses.
 
         Returns:
-            the losses in use, the mean squared error and the share of rays that hit: (n_losses + 2,).
+            the losses in use, the mean squared error and the share of rays that hit: (n_losses + 2,); and the rays' colours
+            less their targets, (n_rays, 3).
         """
         rays, generator = batch.rays, samples.generator
         placed = self.place(rays, samples)
         with_mask, with_pairs = weights.mask > 0 and batch.mask is not None, weights.smooth > 0
         on = placed.on if with_pairs else placed.on[:0]
         near = on + (torch.rand(len(on), 3, generator=generator) * 2.0 - 1.0) * weights.smooth_distance
+        appearance = self.model.appearance_of(rays.image_index)
         look = Look(
             rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
             (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber, outlier_scale(weights, batch.mask is not None),
+            bool(self.model.plain_colors), None if appearance is None else appearance.detach(), trust,
         )  # fmt: skip
-        losses, d_behind = self.backend.train_step(look, self.model.in_use(), self.gradients)
+        learned = self.backend.train_step(look, self.model.in_use(), self.gradients)
         self._leave()
-        if behind.requires_grad:
-            behind.backward(d_behind)  # type: ignore[no-untyped-call]
+        outer = [(a, d) for a, d in ((behind, learned.behind), (appearance, learned.appearance)) if a is not None and a.requires_grad]
+        if outer:
+            torch.autograd.backward([a for a, _ in outer], [d for _, d in outer])
         used = torch.tensor([True, with_mask, with_pairs, True])
-        return torch.cat([losses[used], placed.hit.float().mean()[None]])
+        return torch.cat([learned.losses[used], placed.hit.float().mean()[None]]), learned.errors
 
     def place(self, rays: Rays, samples: Samples) -> Placed:
         """First crossings, found as well as samples round them need, and those samples."""

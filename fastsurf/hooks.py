@@ -3,7 +3,8 @@
 A hook is any function of one event. The core makes events and never prints; screens, log files and plots are hooks.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """`name` is one of read, train, mesh."""
+    """`name` is one of read, train, mesh; poses, or its own features, matching, mapping; scene, score, render, eval."""
 
     name: str
     detail: str = ""
@@ -55,7 +56,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class MeshProgress:
-    """`done` in [0, 1] of the current mesh phase."""
+    """`done` in [0, 1] of the current phase, or of the part of it that `detail` names; not in training."""
 
     done: float
     detail: str = ""
@@ -70,7 +71,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Saved:
-    """A file was written whole; `what` is mesh, checkpoint, preview, config or log."""
+    """A file was written whole; `what` is mesh, checkpoint, preview, config, log, or what it holds."""
 
     what: str
     path: Path
@@ -78,3 +79,45 @@ class Saved:
 
 Event = PhaseStarted | PhaseDone | TrainState | Preview | MeshProgress | Note | Saved
 Hook = Callable[[Event], None]
+
+
+class Phases:
+    """Tells the hooks about phases and keeps their times."""
+
+    def __init__(self, events: Hook):
+        self.events = events
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str) -> "Phases":
+        self.name, self.detail = name, ""
+        return self
+
+    def __enter__(self) -> "Phases":
+        self.start = time.monotonic()
+        self.events(PhaseStarted(self.name))
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.seconds[self.name] = time.monotonic() - self.start
+            self.events(PhaseDone(self.name, self.seconds[self.name], self.detail))
+
+
+def announce(hooks: Sequence[Hook]) -> Hook:
+    """One hook that calls them all, in order."""
+
+    def tell(event: Event) -> None:
+        for hook in hooks:
+            hook(event)
+
+    return tell
+
+
+def within(events: Hook) -> Hook:
+    """A hook for work that is part of a phase: all but its own phases is passed on."""
+
+    def tell(event: Event) -> None:
+        if not isinstance(event, PhaseStarted | PhaseDone):
+            events(event)
+
+    return tell

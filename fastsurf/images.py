@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,11 +24,12 @@ class ImageStore:
     coverage: Tensor | None  # (n_pixels,) uint8, 255 is object
     offsets: Tensor  # (n_views + 1,) int64, first pixel of each view
     widths: Tensor  # (n_views,) int64
+    left_out: Tensor | None = None  # (n_pixels,) bool, not to be learned from
 
     def to(self, device: torch.device) -> "ImageStore":
         """The same on another device."""
-        coverage = None if self.coverage is None else self.coverage.to(device)
-        return ImageStore(self.colors.to(device), coverage, self.offsets.to(device), self.widths.to(device))
+        coverage, left_out = (None if a is None else a.to(device) for a in (self.coverage, self.left_out))
+        return ImageStore(self.colors.to(device), coverage, self.offsets.to(device), self.widths.to(device), left_out)
 
     @property
     def bytes(self) -> int:
@@ -49,6 +51,11 @@ class ImageStore:
         """(h, w) uint8 of each view."""
         return None if self.coverage is None else [self.coverage[a:b].view(-1, w) for a, b, w in self._spans()]
 
+    @property
+    def ignored(self) -> list[Tensor] | None:
+        """(h, w) bool of each view."""
+        return None if self.left_out is None else [self.left_out[a:b].view(-1, w) for a, b, w in self._spans()]
+
     def _spans(self) -> list[tuple[int, int, int]]:
         ends = self.offsets.tolist()
         return list(zip(ends[:-1], ends[1:], self.widths.tolist(), strict=True))
@@ -68,6 +75,7 @@ def read_images(views: Sequence[View], with_masks: bool, alpha_masks: bool, matt
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     colors = torch.empty((int(offsets[-1]), 3), dtype=torch.uint8)
     coverage = torch.empty(int(offsets[-1]), dtype=torch.uint8) if with_masks else None
+    left_out = torch.zeros(int(offsets[-1]), dtype=torch.bool) if any(view.ignore for view in views) else None
 
     def read(i: int) -> None:
         span = slice(int(offsets[i]), int(offsets[i + 1]))
@@ -76,11 +84,14 @@ def read_images(views: Sequence[View], with_masks: bool, alpha_masks: bool, matt
         if coverage is not None:
             mask = alpha if alpha_masks and views[i].mask is None else _read_mask(views[i])
             coverage[span] = torch.from_numpy(mask.reshape(-1))
+        file = views[i].ignore
+        if left_out is not None and file is not None:
+            left_out[span] = torch.from_numpy(_read_bright(file, views[i], "set scene.ignore=none").reshape(-1) > 127)
 
     with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as pool:
         list(pool.map(read, range(len(views))))
     widths = torch.tensor([v.camera.width for v in views])
-    return ImageStore(colors, coverage, torch.from_numpy(offsets), widths)
+    return ImageStore(colors, coverage, torch.from_numpy(offsets), widths, left_out)
 
 
 def _read_photograph(view: View, matte: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -108,22 +119,31 @@ def _read_photograph(view: View, matte: int | None) -> tuple[np.ndarray, np.ndar
 
 
 def _read_mask(view: View) -> np.ndarray:
-    """(h, w) uint8. Masks of zeros and ones are stretched to 255."""
-    from PIL import Image
-
+    """(h, w) uint8."""
     if view.mask is None:
         raise SceneError(f"no mask for photograph {view.name}, but others have one: add it, or use --masks ignore")
+    return _read_bright(view.mask, view, "use --masks ignore")
+
+
+def _read_bright(file: Path, view: View, or_else: str) -> np.ndarray:
+    """A mask of a view, (h, w) uint8; one of zeros and ones is stretched to 255.
+
+    Args:
+        or_else: how to go without it.
+    """
+    from PIL import Image
+
     size = (view.camera.width, view.camera.height)
     try:
-        with Image.open(view.mask) as file:
-            mask = file.convert("RGBA").getchannel("A") if "A" in file.getbands() else file.convert("L")
+        with Image.open(file) as picture:
+            mask = picture.convert("RGBA").getchannel("A") if "A" in picture.getbands() else picture.convert("L")
             if mask.getextrema() == (255, 255):  # an opaque alpha channel: the mask is in the colours
-                mask = file.convert("L")
+                mask = picture.convert("L")
     except (OSError, SyntaxError, ValueError) as e:
-        raise SceneError(f"mask {view.mask} can't be read ({e}): replace it, or use --masks ignore") from None
+        raise SceneError(f"mask {file} can't be read ({e}): replace it, or {or_else}") from None
     if abs(mask.width * size[1] - mask.height * size[0]) > max(mask.size) + max(size):
         found, wanted = f"{mask.width}x{mask.height}", f"{size[0]}x{size[1]}"
-        raise SceneError(f"mask {view.mask} is {found}, its photograph {wanted}: another aspect; replace it, or use --masks ignore")
+        raise SceneError(f"mask {file} is {found}, its photograph {wanted}: another aspect; replace it, or {or_else}")
     if mask.getextrema()[1] == 1:
         mask = mask.point(lambda level: 255 * level)
     if mask.size != size:

@@ -17,7 +17,7 @@ from .surface import Crossings
 
 LEAST_OPACITY = 1e-4  # of the logarithm where something should be
 DEEP = 4.0  # optical depth from which the mask loss grows but slowly
-WITH_MASKS = 0.2  # scale of outliers; without masks the surroundings are far off for long, and must pull
+WITH_MASKS = 0.15  # scale of outliers; without masks the surroundings are far off for long, and must pull
 
 
 def outlier_scale(weights: LossConfig, masks: bool) -> float:
@@ -26,16 +26,18 @@ def outlier_scale(weights: LossConfig, masks: bool) -> float:
     return scale or math.inf
 
 
-def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0, outlier: float = math.inf) -> Tensor:
+def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0, outlier: float = math.inf, trust: Tensor | None = None) -> Tensor:
     """L1, summed over channels (UNISURF, equation 12), of (n, 3); a ray that is off by e counts as e / (1 + e / outlier), so that
     highlights and passers-by, which no surface explains, pull at none (in the manner of Geman and McClure 1985).
 
     Args:
         huber: errors of a channel below it count as error^2 / (2 huber), larger ones as much less than L1 as keeps it smooth (Huber 1964,
             divided by his threshold).
+        trust: factors (n,) of the rays.
     """
     off = torch.nn.functional.smooth_l1_loss(rgb, target, reduction="none", beta=huber).sum(-1)
-    return (off / (1.0 + off / outlier)).mean()
+    off = off / (1.0 + off / outlier)
+    return (off if trust is None else off * trust).mean()
 
 
 def mask_loss(opacity: Tensor, optical_depth: Tensor, mask: Tensor) -> Tensor:
@@ -71,13 +73,20 @@ class Seen:
     found: Crossings
     target: Tensor  # (n_rays, 3) what the rays should show
     config: LossConfig
+    plain: float | Tensor  # 1 once colours learn from outliers as from other rays, 0 before
     generator: torch.Generator
+    trust: Tensor | None = None  # (n_rays,) in [0, 1], how much the rays count for the colour loss; None: all alike
 
 
 def photometric(solid: Solid, seen: Seen) -> Tensor:
-    """`color_loss` of all rays."""
-    scale = outlier_scale(seen.config, seen.batch.mask is not None)
-    return color_loss(seen.rendering.rgb, seen.target, seen.config.huber, scale)
+    """`color_loss` of all rays. Late in a run, when the surface stands, colours alone learn from outliers too: what has the wrong colour
+    is an outlier, and would stay one."""
+    scale, huber, trust = outlier_scale(seen.config, seen.batch.mask is not None), seen.config.huber, seen.trust
+    loss, paint = color_loss(seen.rendering.rgb, seen.target, huber, scale, trust), seen.rendering.paint
+    if math.isinf(scale):
+        return loss
+    left_out = color_loss(paint, seen.target, huber, trust=trust) - color_loss(paint, seen.target, huber, scale, trust)
+    return loss + seen.plain * (left_out - left_out.detach())
 
 
 def mask_term(solid: Solid, seen: Seen) -> Tensor:

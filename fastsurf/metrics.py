@@ -6,6 +6,7 @@ lies beside it. So the spacing of samples doesn't enter the score, and two sampl
 """
 
 import json
+import math
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cameras import View
-from .errors import MeshError, SceneError
+from .errors import MeshError, SceneError, UsageError
 from .mesh import Mesh, sample_surface
 from .meshio import read_mesh
 from .shade import seen
@@ -126,20 +127,68 @@ def _read_region(path: Path) -> tuple[Floats, Floats, Floats] | None:
     return np.array(tree["min"], float), np.array(tree["max"], float), np.array(tree.get("world_to_box", np.eye(4)), float)
 
 
-def score_mesh(mesh: Mesh, truth: Truth, views: Sequence[View] = (), samples: int = 200_000, seed: int = 0) -> dict[str, float]:
-    """Distances between a mesh and the truth, in the truth's own units.
+@dataclass(frozen=True)
+class Threshold:
+    """A distance up to which a point counts as found."""
+
+    value: float
+    percent: bool  # of the diagonal of the true points' box; else in the world's own units
+
+    def length(self, diagonal: float) -> float:
+        """In the world's own units."""
+        return 0.01 * self.value * diagonal if self.percent else self.value
+
+
+def read_thresholds(text: str) -> tuple[Threshold, ...]:
+    """Thresholds as they are typed: 0.25%,0.5%,1% of the diagonal, or 0.002,0.01 in the world's own units.
+
+    Raises:
+        UsageError: something else.
+    """
+    found = []
+    for word in text.split(","):
+        number = word.strip().removesuffix("%")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not 0 < value < math.inf:
+            raise UsageError(f"thresholds: want lengths such as 0.5%,1% (of the diagonal) or 0.01 (the world's units); found {word!r}")
+        found.append(Threshold(value, number != word.strip()))
+    return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Distances between a mesh and the truth, in the truth's own units."""
+
+    to_true: Floats  # (n,) from points on the mesh that count; empty where none does
+    to_found: Floats  # (m,) from the true points; inf where nothing was found
+    normal_error_deg: float  # mean angle between normals, unoriented; NaN where the truth has none, or nothing was found
+    offset: float  # signed median along the truth's normals of what lies within 3 % of the diagonal; NaN as above
+    diagonal: float  # of the true points' box
+
+    def precision(self, length: float) -> float:
+        """Share of the mesh that lies closer than `length` to the truth."""
+        return float((self.to_true < length).mean()) if len(self.to_true) else 0.0
+
+    def recall(self, length: float) -> float:
+        """Share of the truth that lies closer than `length` to the mesh."""
+        return float((self.to_found < length).mean())
+
+    def f_score(self, length: float) -> float:
+        """Harmonic mean of the two."""
+        precision, recall = self.precision(length), self.recall(length)
+        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def measure(mesh: Mesh, truth: Truth, views: Sequence[View] = (), samples: int = 200_000, seed: int = 0) -> Measured:
+    """Measure a mesh against the truth. Beyond 3 % of the diagonal distances may be too large by about a hundredth.
 
     Args:
         views: if there are any, only those parts of the mesh count that one of them sees, unhidden by the mesh itself: nobody can
             reconstruct the rest. The true points are taken as they are.
         samples: points on each surface.
-
-    Returns:
-        `accuracy`: mean distance from the mesh to the truth; `completeness`: the other way; `chamfer`: mean of both; `chamfer_pct`:
-        in percent of the diagonal of the true points' box; `f_score`, `f_score_05`: share of either surface within 1 % and 0.5 % of
-        the diagonal of the other, as harmonic mean; `normal_error_deg`: mean angle between normals, unoriented; `offset`: how far the
-        mesh lies outside the truth, signed median along the truth's normals, of those parts that lie within 3 % of the diagonal
-        (both NaN where the truth has no normals; positive is too large); `diagonal`.
     """
     rng = np.random.default_rng(seed)
     true = _true_surface(truth, max(samples, _TRUE_SAMPLES), rng)
@@ -149,25 +198,56 @@ def score_mesh(mesh: Mesh, truth: Truth, views: Sequence[View] = (), samples: in
     diagonal = float(np.linalg.norm(np.ptp(wanted.points, axis=0)))
     measured = found.some(samples, rng)
     if not len(measured.points):
-        nothing = dict.fromkeys(("accuracy", "completeness", "chamfer", "chamfer_pct"), float("inf"))
-        unknown = dict.fromkeys(("normal_error_deg", "offset"), float("nan"))
-        return {**nothing, "f_score": 0.0, "f_score_05": 0.0, **unknown, "diagonal": diagonal}
-
+        return Measured(np.zeros(0), np.full(len(wanted.points), np.inf), math.nan, math.nan, diagonal)
     far = _FAR * diagonal
     to_true, true_angles, above = true.distance(measured, far)
     to_found, found_angles, _ = found.distance(wanted, far)
-    accuracy, completeness = float(to_true.mean()), float(to_found.mean())
+    offset = float(np.median(above[to_true < far])) if (to_true < far).any() else math.nan
+    return Measured(to_true, to_found, float((true_angles.mean() + found_angles.mean()) / 2), offset, diagonal)
+
+
+def scores_of(measured: Measured) -> dict[str, float]:
+    """The usual numbers, in the truth's own units.
+
+    Returns:
+        `accuracy`: mean distance from the mesh to the truth; `completeness`: the other way; `chamfer`: mean of both; `chamfer_pct`:
+        in percent of the diagonal of the true points' box; `f_score`, `f_score_05`: share of either surface within 1 % and 0.5 % of
+        the diagonal of the other, as harmonic mean; `normal_error_deg`: mean angle between normals, unoriented; `offset`: how far the
+        mesh lies outside the truth, signed median along the truth's normals, of those parts that lie within 3 % of the diagonal
+        (both NaN where the truth has no normals; positive is too large); `diagonal`.
+    """
+    accuracy = float(measured.to_true.mean()) if len(measured.to_true) else math.inf
+    completeness, diagonal = float(measured.to_found.mean()), measured.diagonal
     return {
         "accuracy": accuracy,
         "completeness": completeness,
         "chamfer": (accuracy + completeness) / 2,
         "chamfer_pct": 100 * (accuracy + completeness) / 2 / diagonal,
-        "f_score": _f_score(to_true, to_found, 0.01 * diagonal),
-        "f_score_05": _f_score(to_true, to_found, 0.005 * diagonal),
-        "normal_error_deg": float((true_angles.mean() + found_angles.mean()) / 2),
-        "offset": float(np.median(above[to_true < far])) if (to_true < far).any() else float("nan"),
+        "f_score": measured.f_score(0.01 * diagonal),
+        "f_score_05": measured.f_score(0.005 * diagonal),
+        "normal_error_deg": measured.normal_error_deg,
+        "offset": measured.offset,
         "diagonal": diagonal,
     }
+
+
+def sweep(measured: Measured, thresholds: Sequence[Threshold]) -> list[dict[str, float]]:
+    """Precision, recall and F1 at each threshold (as Heritage-Recon is scored, Sun et al. 2022).
+
+    Returns:
+        for each: `threshold` in the truth's own units, `percent` of the diagonal, `precision`, `recall`, `f1`.
+    """
+    rows = []
+    for threshold in thresholds:
+        length = threshold.length(measured.diagonal)
+        of = {"precision": measured.precision(length), "recall": measured.recall(length), "f1": measured.f_score(length)}
+        rows.append({"threshold": length, "percent": 100 * length / measured.diagonal, **of})
+    return rows
+
+
+def score_mesh(mesh: Mesh, truth: Truth, views: Sequence[View] = (), samples: int = 200_000, seed: int = 0) -> dict[str, float]:
+    """`scores_of` what is measured: see there, and `measure`."""
+    return scores_of(measure(mesh, truth, views, samples, seed))
 
 
 def distance_to(truth: Truth, seed: int = 0) -> Callable[[Floats], Floats]:
@@ -210,11 +290,6 @@ def _in_region(points: Floats, truth: Truth) -> npt.NDArray[np.bool_]:
     boxed = points @ world_to_box[:3, :3].T + world_to_box[:3, 3]
     counted: npt.NDArray[np.bool_] = np.all((boxed >= low) & (boxed <= high), axis=1)
     return counted
-
-
-def _f_score(to_true: Floats, to_found: Floats, threshold: float) -> float:
-    precision, recall = float((to_true < threshold).mean()), float((to_found < threshold).mean())
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,16 +3,17 @@
 import torch
 from torch import Tensor, nn
 
+from .appearance import MEAN, Appearance
 from .backends import Backend, FusedBackend, Parameters
 from .background import Background
 from .color import ColorHead
 from .config import Config
+from .corrections import Corrections
 from .field import FieldSample, OccupancyField
 from .grid import OccupancyGrid
 from .methods import METHODS
-from .poses import Poses
 from .rays import Rays
-from .surface import Crossings, march
+from .surface import Crossings, march, unsearched
 
 
 class Model(nn.Module):
@@ -20,10 +21,10 @@ class Model(nn.Module):
 
     now: Tensor
 
-    def __init__(self, config: Config, backend: Backend, background: str, views: int = 0):
+    def __init__(self, config: Config, backend: Backend, background: str, photographs: int = 0):
         """Args:
         background: model | random | white | black, what lies behind the scene box.
-        views: number of photographs, where something is learned of each.
+        photographs: how many the scene has; asked where something is learned of each.
         """
         super().__init__()
         generator = torch.Generator().manual_seed(config.train.seed)
@@ -32,10 +33,12 @@ class Model(nn.Module):
         self.method = METHODS[config.method]
         self.field = self.method.field(config, generator)
         self.head = ColorHead(config.color, generator)
-        self.background = Background(generator) if background == "model" else None
-        self.grid = OccupancyGrid(config.grid, config.sampling.front + config.sampling.interval)
-        self.poses = Poses(views) if config.train.cameras else None
-        self.register_buffer("now", torch.zeros(2), persistent=False)  # half-width of the interval and sharpness
+        dimensions = config.color.appearance
+        self.background = Background(generator, embedded=dimensions > 0) if background == "model" else None
+        self.appearance = Appearance(photographs, dimensions) if dimensions else None
+        self.corrections = Corrections(photographs) if config.train.cameras else None
+        self.grid = OccupancyGrid(config.grid, self.method.looks(config))
+        self.register_buffer("now", torch.zeros(3), persistent=False)  # half-width of the interval, sharpness, plain_colors
         self.to(backend.device)
         self.set_progress(0.0)
 
@@ -44,7 +47,8 @@ class Model(nn.Module):
         self.progress = progress
         self.field.set_progress(progress)
         self.width, self._sharpness = self.method.schedule(progress, self.config)
-        self.now.copy_(torch.tensor([self.width, self._sharpness]))
+        self._plain = float(progress >= self.config.loss.plain_colors)
+        self.now.copy_(torch.tensor([self.width, self._sharpness, self._plain]))
 
     @property
     def interval(self) -> float | Tensor:
@@ -57,6 +61,11 @@ class Model(nn.Module):
         return self.now[1] if self.dense else self._sharpness
 
     @property
+    def plain_colors(self) -> float | Tensor:
+        """1 once colours learn from outliers as from other rays, 0 before; as `interval`."""
+        return self.now[2] if self.dense else self._plain
+
+    @property
     def occupied(self) -> Tensor:
         return self.grid.occupied
 
@@ -66,11 +75,15 @@ class Model(nn.Module):
 
     def corrected(self, rays: Rays) -> Rays:
         """Rays of photographs as the learned cameras see them."""
-        return rays if self.poses is None else self.poses(rays)
+        return rays if self.corrections is None else self.corrections(rays)
 
     def opacity(self, level: Tensor, length: Tensor | float) -> tuple[Tensor, Tensor]:
         """See `Solid.opacity`."""
         return self.method.opacity(level, length, self.sharpness)
+
+    def march(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
+        """See `Solid.march`."""
+        return unsearched(rays, *march(rays, self.occupied, self.grid.step, self.backend, offset), self.grid.step)
 
     def first_crossing(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
         """See `surface.first_crossing`."""
@@ -82,10 +95,15 @@ class Model(nn.Module):
         """Level, feature and normal of (n, 3)."""
         return self.field.sample(x, self.backend)
 
-    def color(self, x: Tensor, sample: FieldSample, directions: Tensor) -> Tensor:
-        """Colours (n, 3) in [0, 1]."""
-        rgb: Tensor = self.head(x, sample, directions, self.backend)
+    def color(self, x: Tensor, sample: FieldSample, directions: Tensor, view: Tensor | None = None) -> Tensor:
+        """Colours (n, 3) in [0, 1] as in photographs view (n,) int64; without them, as in their mean."""
+        view = torch.full((len(x),), MEAN, device=x.device) if view is None else view
+        rgb: Tensor = self.head(x, sample, directions, self.appearance_of(view), self.backend)
         return rgb
+
+    def appearance_of(self, view: Tensor) -> Tensor | None:
+        """Embeddings (n, a) of photographs view (n,) int64; None where they have none."""
+        return None if self.appearance is None else self.appearance(view)
 
     def weights_of(self, alphas: Tensor) -> Tensor:
         """See `compositing.weights_of`."""

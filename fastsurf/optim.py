@@ -13,7 +13,7 @@ EPSILON = 1e-15  # as instant-ngp: table entries that are seldom touched still m
 
 
 class Optimizer:
-    """Moments and step count of every parameter; hash tables learn at `rate_grid`, poses at `rate_cameras`, matrices at
+    """Moments and step count of every parameter; hash tables learn at `rate_grid`, corrections of cameras at `rate_cameras`, matrices at
     `rate_mlp`."""
 
     def __init__(self, model: Model, config: TrainConfig, backend: Backend):
@@ -31,7 +31,7 @@ class Optimizer:
         for name, p in self.parameters.items():
             if p.grad is None:
                 continue
-            pose = name.startswith("poses.")
+            pose = name.startswith("corrections.")
             if pose and progress < POSES_FROM:
                 p.grad = None
                 continue

@@ -6,15 +6,19 @@ Only cli.py imports this, and only once a verb is known. `None` means that a fla
 import difflib
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from .config import CHOICES, Config, SceneConfig, load_config
+from .config import CHOICES, Config, PosesConfig, SceneConfig, load_config
 from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .compare import Contender
 
 T = TypeVar("T")
 
+BareArgument = Annotated[Path | None, Positional, arg(metavar="PHOTOS|VIDEO", help_behavior_hint="")]
 SceneArgument = Annotated[Path | None, Positional, arg(metavar="SCENE", help_behavior_hint="")]
 RunArgument = Annotated[Path | None, Positional, arg(metavar="RUN", help_behavior_hint="")]
 MeshFile = Annotated[Path | None, arg(aliases=["-o"], metavar="FILE", help_behavior_hint="")]
@@ -27,8 +31,10 @@ Number = Annotated[float | None, arg(metavar="M", help_behavior_hint="")]
 Flag = Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")]
 BACKENDS, PRECISIONS, METHODS = CHOICES["backend"], CHOICES["precision"], CHOICES["method"]
 MethodName = Annotated[str | None, arg(metavar="|".join(METHODS), help_behavior_hint="")]
+COLMAP = "colmap"  # among the methods to compare: a mesh that is given
 BackendName = Annotated[str | None, arg(metavar="|".join(BACKENDS), help_behavior_hint="")]
 PrecisionName = Annotated[str | None, arg(metavar="|".join(PRECISIONS), help_behavior_hint="")]
+Thresholds = Annotated[str | None, arg(metavar="0.5%,1%,...", help_behavior_hint="")]
 Sets = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="SECTION.KEY=VALUE", help_behavior_hint="(repeatable)")]
 
 
@@ -51,7 +57,7 @@ class Settings:
     method: MethodName = None
     """unisurf if not given: what the photographs are explained by (docs/methods.md)"""
     config: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
-    """a preset (quick, object, scene, demo) or your own file"""
+    """a preset (quick, object, scene, demo, unisurf_paper) or your own file"""
     set: Sets = ()
     """any one setting, such as scene.radius=1.2"""
     minutes: Number = None
@@ -88,8 +94,51 @@ class Info:
 
 
 @dataclass(frozen=True)
+class Poses:
+    """Cameras for photographs that have none, or for a video: a COLMAP scene, for reconstruct and for other programs.
+
+    Stopped with Ctrl-C, the same command goes on where it was. `reconstruct` does all this by itself where it finds no cameras.
+    """
+
+    source: BareArgument = None
+    """folder of photographs (jpg, png, tif, webp, heic), or a video"""
+    out: OutFolder = None
+    """folder for the scene: the photographs (hard links where possible), COLMAP's database and model"""
+    pairs: Annotated[str | None, arg(metavar="auto|all|sequence", help_behavior_hint="")] = None
+    """which photographs are compared; auto: all of up to 80, else those that look alike; of a video: sequence"""
+    cameras: Annotated[str | None, arg(metavar="auto|one|folder|each", help_behavior_hint="")] = None
+    """which photographs share a camera; auto: those of the same size, make, model and focal length"""
+    side: Count = None
+    """features are looked for in photographs reduced to N pixels (1000)"""
+    features: Count = None
+    """features of a photograph, at most (2048)"""
+    frames: Count = None
+    """frames of a video, at most (120); the sharpest are taken"""
+    least: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")] = None
+    """share of the photographs that must find their place (0.6)"""
+    seed: Count = None
+    """of everything random"""
+    threads: Count = None
+    """CPU threads; 0 takes all"""
+    force: Flag = False
+    """replace a scene that was made there from other photographs or with other options"""
+    json: JsonFile = None
+    """write progress as JSON lines, - for stdout"""
+    quiet: Flag = False
+    """show nothing but errors"""
+
+    @property
+    def config(self) -> PosesConfig:
+        """The defaults with what was given on top."""
+        return _given(
+            PosesConfig(), pairs=self.pairs, cameras=self.cameras, max_side=self.side, features=self.features, frames=self.frames,
+            least=self.least,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Reconstruct:
-    """Photographs with cameras in, a coloured surface mesh out, in the input's own coordinates.
+    """Photographs in, a coloured surface mesh out, in the coordinates of their cameras, which are found first where there are none.
 
     Settings come from the defaults, then --method, then --config, then --set, then flags: the later wins. With --resume and no
     --config, the run's own settings take its place.
@@ -98,7 +147,7 @@ class Reconstruct:
     """
 
     scene: SceneArgument = None
-    """folder or file with photographs and cameras"""
+    """folder or file with photographs and cameras; or photographs alone, or a video"""
     out: MeshFile = None
     """the mesh: .ply, .obj, .glb or .stl; RUN/mesh.ply if not given"""
     run: Folder = None
@@ -125,8 +174,12 @@ class MeshAgain:
     """the mesh: .ply, .obj, .glb or .stl"""
     resolution: Count = None
     """cells along the scene box"""
+    levels: Annotated[str | None, arg(metavar="S,S,...", help_behavior_hint="")] = None
+    """of a NeRF: a mesh at each of these densities per scene unit, FILE_S.ply and so on"""
     open: Flag = False
     """leave the mesh open where the scene box cuts it"""
+    appearance: Annotated[str | None, arg(metavar="PHOTO|mean", help_behavior_hint="")] = None
+    """colours as when that photograph was taken, of a run of --method wild; mean if not given"""
     backend: BackendName = None
     """what computes"""
     force: Flag = False
@@ -145,6 +198,8 @@ class Render:
     """which views"""
     out: OutFolder = None
     """folder for the pictures; RUN/VIEWS if not given"""
+    appearance: Annotated[str | None, arg(metavar="PHOTO|mean", help_behavior_hint="")] = None
+    """all pictures as when that photograph was taken, of a run of --method wild"""
     renderer: Folder = None
     """another run, whose appearance is put on this one's geometry"""
     backend: BackendName = None
@@ -165,6 +220,10 @@ class Eval:
     """true surface: a mesh, or points.npz"""
     mesh: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """the mesh to score; RUN/mesh.ply if not given"""
+    thresholds: Thresholds = None
+    """also precision, recall and F1 at these: percent of the diagonal, or plain numbers in the input's units"""
+    fit_appearance: Flag = False
+    """learn how each held-out view was taken from its left half, and score the right one; of a run of --method wild"""
     backend: BackendName = None
     """what computes"""
     json: JsonFile = None
@@ -173,6 +232,36 @@ class Eval:
     """overwrite a file of scores that exists"""
     quiet: Flag = False
     """show nothing but errors"""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Several methods on the same photographs, each for the same time, one after the other: one table and one picture.
+
+    DIR/compare.md, compare.json and compare.png hold what came of it, DIR/METHOD/ everything else. The same command again goes on with
+    what is not finished.
+    """
+
+    scene: SceneArgument = None
+    """folder or file with photographs and cameras"""
+    methods: Annotated[str | None, arg(metavar="A,B,...", help_behavior_hint="")] = None
+    """methods of reconstruct, all of them if not given; colmap stands for the mesh of --mesh"""
+    out: OutFolder = None
+    """folder for everything; compare/SCENE if not given"""
+    gt: Annotated[Path | None, arg(metavar="MESH|POINTS", help_behavior_hint="")] = None
+    """true surface; gt/ beside the photographs if that exists"""
+    mesh: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """a mesh of the same scene by another program, dense COLMAP's or OpenMVS', scored beside ours"""
+    thresholds: Thresholds = None
+    """also precision, recall and F1 at these: percent of the diagonal, or plain numbers in the input's units"""
+    force: Flag = False
+    """replace runs with other settings in DIR"""
+    json: JsonFile = None
+    """write progress as JSON lines, - for stdout"""
+    quiet: Flag = False
+    """show nothing but errors"""
+    photographs: Annotated[Photographs, OmitArgPrefixes, arg(name="")] = field(default_factory=Photographs)
+    settings: Annotated[Settings, OmitArgPrefixes, arg(name="")] = field(default_factory=Settings)
 
 
 @dataclass(frozen=True)
@@ -193,8 +282,8 @@ class Demo:
 def flags(kind: type) -> list[str]:
     """Every --flag of a verb."""
     nested = {"photographs": Photographs, "settings": Settings}
-    named = [f for f in fields(kind) if f.type not in (SceneArgument, RunArgument)]
-    return [flag for f in named for flag in (flags(nested[f.name]) if f.name in nested else [f"--{f.name}"])]
+    named = [f for f in fields(kind) if f.type not in (BareArgument, SceneArgument, RunArgument)]
+    return [flag for f in named for flag in (flags(nested[f.name]) if f.name in nested else [f"--{f.name.replace('_', '-')}"])]
 
 
 def check_choices(chosen: object) -> None:
@@ -209,6 +298,40 @@ def check_choices(chosen: object) -> None:
         if value is not None and value not in choices:
             near = difflib.get_close_matches(value, choices, n=1)
             raise UsageError(f"--{name} wants {', '.join(choices)}; found {value!r}" + (f": did you mean {near[0]}?" if near else ""))
+
+
+def contenders(o: Compare) -> "list[Contender]":
+    """What --methods and --mesh ask for, each with its settings; every eighth view is held out where nothing else is said.
+
+    Raises:
+        UsageError: an unknown method, one named twice, no such mesh.
+    """
+    from .compare import HOLDOUT, Contender
+
+    if o.settings.method is not None:
+        raise UsageError(f"compare runs several methods: --methods {o.settings.method}")
+    names = [name.strip() for name in o.methods.split(",")] if o.methods is not None else list(METHODS)
+    for name in names:
+        if name not in (*METHODS, COLMAP):
+            near = difflib.get_close_matches(name, (*METHODS, COLMAP), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join((*METHODS, COLMAP))}"
+            raise UsageError(f"--methods: unknown method {name!r}; {hint}")
+        if names.count(name) > 1:
+            raise UsageError(f"--methods names {name} twice")
+    if o.mesh is not None and not o.mesh.is_file():
+        raise UsageError(f"--mesh {o.mesh}: no such file")
+    found = []
+    for name in names:
+        if name == COLMAP:
+            found.append(Contender(name, mesh=o.mesh))
+            continue
+        config = replace(configure(replace(o.settings, method=name), o.photographs), method=name)
+        if o.photographs.holdout is None and not config.scene.holdout:
+            config = replace(config, scene=replace(config.scene, holdout=HOLDOUT))
+        found.append(Contender(name, config))
+    if o.mesh is not None and COLMAP not in names:
+        found.append(Contender(o.mesh.name, mesh=o.mesh))
+    return found
 
 
 def configure(settings: Settings, photographs: Photographs | None = None, base: str | None = None) -> Config:

@@ -7,9 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .appearance import MEAN
 from .compositing import Rendering
 from .hooks import Preview
+from .losses import color_loss, outlier_scale
 from .model import Model
+from .optim import BETAS, EPSILON
 from .rays import Rays, make_rays
 from .render import Samples
 from .scene import Scene
@@ -18,6 +21,7 @@ from .training import background_color
 RAYS_AT_ONCE, VERTICES_AT_ONCE = 4096, 1 << 16
 PREVIEW_SIDE, FINAL_SIDE = 64, 256  # pixels of the longer side, about
 GREY = 0.5
+FIT_STEPS, FIT_RAYS, FIT_RATE = 60, 512, 0.1  # of a held-out photograph's embedding
 
 
 @torch.no_grad()
@@ -30,6 +34,29 @@ def render_rays(model: Model, rays: Rays) -> Rendering:
         for part in _split(rays)
     ]
     return Rendering(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in Rendering.__dataclass_fields__))
+
+
+def fit_appearance(model: Model, rays: Rays, target: Tensor, view: int) -> None:
+    """Learn how a photograph was taken from some of its pixels, all else as it is: for scoring the others (Martin-Brualla et al. 2021).
+
+    Args:
+        target: what the rays should show, (n, 3).
+        view: the photograph, which was held out.
+    """
+    c, device, generator = model.config.sampling, model.backend.device, torch.Generator().manual_seed(model.config.train.seed)
+    appearance, samples = model.appearance, Samples(c.front, c.interval)
+    assert appearance is not None
+    table, scale = appearance.table, outlier_scale(model.config.loss, False)
+    first, second = torch.zeros_like(table), torch.zeros_like(table)
+    table.data[view] = appearance.mean()
+    appearance.learned[view] = True
+    for step in range(1, FIT_STEPS + 1):
+        drawn = torch.randint(len(rays), (FIT_RAYS,), generator=generator)
+        part, wanted = rays[drawn].to(device), target[drawn].to(device)
+        shown = model.method.render(part, model, model.width, samples, lambda r: background_color(model, r, None))[0]
+        (gradient,) = torch.autograd.grad(color_loss(shown.rgb, wanted, outlier=scale), [table])
+        rate = FIT_RATE * (1.0 - (step - 1) / FIT_STEPS)
+        model.backend.adam_(table.data, gradient, first, second, step, rate, BETAS, EPSILON)
 
 
 def _split(rays: Rays) -> Iterator[Rays]:
@@ -78,11 +105,12 @@ def png(picture: np.ndarray) -> bytes:
 
 
 @torch.no_grad()
-def vertex_colors(model: Model, vertices: np.ndarray, colored: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
+def vertex_colors(model: Model, vertices: np.ndarray, colored: bool = True, view: int = MEAN) -> tuple[np.ndarray, np.ndarray | None]:
     """Unit normals (v, 3) float32 from the field and colours (v, 3) uint8 as seen straight along the normal.
 
     Args:
         vertices: (v, 3) scene units.
+        view: the photograph whose appearance they have.
     """
     normals, colors = [], []
     points = torch.from_numpy(vertices.astype(np.float32))
@@ -91,7 +119,8 @@ def vertex_colors(model: Model, vertices: np.ndarray, colored: bool = True) -> t
         sample = model.sample(x)
         normals.append(sample.normal.cpu())
         if colored:
-            colors.append(model.color(x, sample, -sample.normal).cpu())
+            views = torch.full((len(x),), view, device=x.device)
+            colors.append(model.color(x, sample, -sample.normal, views).cpu())
     return torch.cat(normals).numpy(), to_bytes(torch.cat(colors)) if colored else None
 
 

@@ -1,55 +1,243 @@
-"""Cameras that are learned with the scene (IDR, Yariv et al. 2020, section 3.3): a quaternion and a translation for each photograph.
+"""From bare photographs, or a video, to a scene with cameras: COLMAP in a process of its own (sfm.py), watched from here.
 
-They correct the poses that the files state: directions turn, origins move, in scene units. Of all corrections together a similarity is
-not determined by the photographs; the box and the mesh go with it.
+A scene folder holds images/ (hard links where that is possible), masks/ where there were any, database.db (COLMAP's features and matches),
+poses.json (what was asked for, and what came of it), colmap.log, and, at the very end, sparse/0: only then is it a scene. Its frame is
+COLMAP's own, of arbitrary scale, turned so that the cameras' mean up direction is +z.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from .cameras import load_pycolmap
+from .child import ChildError, python_at_work
+from .config import Config, PosesConfig, check
+from .errors import BackendError, SceneError, UsageError
+from .files import write_whole
+from .footage import Footage, find_footage, gather, names_in
+from .formats import sniff
+from .hooks import Hook, MeshProgress, Note, Phases, Saved, announce
 
-from .cameras import View
-from .rays import Rays, intersect_box
-from .scene import Scene
-
-
-class Poses(nn.Module):
-    """What the poses of `views` photographs are corrected by; nothing, at first."""
-
-    def __init__(self, views: int):
-        super().__init__()
-        self.turn = nn.Parameter(torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(views, 1))  # quaternions w, x, y, z, of any length
-        self.shift = nn.Parameter(torch.zeros(views, 3))  # scene units
-
-    def forward(self, rays: Rays) -> Rays:
-        """The rays as the corrected cameras see them, with gradients; those of no photograph (a negative index) as they are."""
-        index = rays.image_index.clamp(min=0)
-        of_photograph = (rays.image_index >= 0)[:, None]
-        turned = torch.einsum("nij,nj->ni", rotations(self.turn)[index], rays.directions)
-        origins = torch.where(of_photograph, rays.origins + self.shift[index], rays.origins)
-        directions = torch.where(of_photograph, turned, rays.directions)
-        t_near, t_far = intersect_box(origins.detach(), directions.detach())
-        return Rays(origins, directions, t_near, torch.where(rays.t_far > rays.t_near, t_far, t_near), rays.image_index)
-
-    def views(self, scene: Scene) -> Sequence[View]:
-        """The scene's views with their corrected poses, in the world."""
-        turns = rotations(self.turn.detach().double().cpu()).numpy()
-        shifts = self.shift.detach().double().cpu().numpy() * scene.radius
-        return [
-            replace(view, c2w=np.concatenate([turn @ view.c2w[:, :3], (view.center + shift)[:, None]], 1))
-            for view, turn, shift in zip(scene.capture.views, turns, shifts, strict=True)
-        ]
+RECORD, MODEL, PART = "poses.json", "sparse", ".sparse.part"
+MADE = ("images", "masks", "database.db", "database.db-shm", "database.db-wal", "pairs.txt", "colmap.log", MODEL, PART, RECORD)
+LEAST_PYCOLMAP = (4, 2)
+STAGES = ("features", "matching", "mapping")
+FEW_FEATURES = 300  # of a photograph: blurred, or of plain surfaces
 
 
-def rotations(quaternions: Tensor) -> Tensor:
-    """Matrices (n, 3, 3) of quaternions (n, 4), w first, of any length but 0."""
-    w, x, y, z = nn.functional.normalize(quaternions, dim=-1).unbind(-1)
-    rows = [
-        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
-    ]  # fmt: skip
-    return torch.stack(rows, -1).view(-1, 3, 3)
+@dataclass(frozen=True)
+class Poses:
+    """What was found out about a set of photographs.
+
+    Attributes:
+        placed, left_out: photographs with and without a pose.
+        sizes: photographs in each model that was found, the largest first; that one was kept.
+        error: mean reprojection error, pixels of the photographs.
+        track: photographs that a point is seen in, on average.
+        features: of a photograph, the median; pairs: of photographs that show the same thing.
+        cameras: model, width, height and params of each.
+        seconds: by phase, of this call.
+    """
+
+    scene: Path
+    placed: tuple[str, ...]
+    left_out: tuple[str, ...]
+    sizes: tuple[int, ...]
+    points: int
+    error: float
+    track: float
+    features: int
+    pairs: int
+    cameras: tuple[dict[str, Any], ...]
+    seconds: dict[str, float]
+
+
+def find_poses(
+    source: str | Path, out: str | Path, config: PosesConfig | None = None, *, seed: int = 0, threads: int = 0, force: bool = False,
+    hooks: Sequence[Hook] = (),
+) -> Poses:  # fmt: skip
+    """Make a COLMAP scene of photographs or a video. Interrupted, the same call goes on where it was; once finished, it returns at once.
+
+    Args:
+        source: folder of photographs, or a video.
+        out: folder of the scene.
+        threads: 0 takes all.
+        force: replace what an earlier call with another source or other options left in `out`.
+
+    Raises:
+        UsageError: `out` holds something else. ConfigError: see config.check.
+        SceneError: no photographs, unreadable ones, or too few that fit together.
+        BackendError: no pycolmap, or COLMAP failed.
+    """
+    config, source, out, events = config or PosesConfig(), Path(source), Path(out), announce(hooks)
+    check(Config(poses=config))
+    footage = find_footage(source)
+    if footage is None:
+        raise SceneError(f"no photographs in {source}: want a folder of them (jpg, png, tif, webp, heic) or a video (mp4, mov)")
+    if 0 < len(footage.names) < 3:
+        raise SceneError(f"{source}: found {len(footage.names)} photographs; cameras can be found for three or more, of one thing")
+    asked = _asked(footage, config, seed)
+    record = _claim(out, asked, force)
+    if (out / MODEL).is_dir():
+        return _poses(out, record["found"], {})
+    _want_pycolmap()
+    phases = Phases(events)
+    with phases("read") as phase:
+        gather(footage, out / "images", out / "masks", config.frames, lambda done, what: events(MeshProgress(done, what)))
+        names = names_in(out / "images")
+        phase.detail = f"{len(names)} {'frames of a video' if footage.is_video else 'photographs'}"
+    found = _place(out, asked, threads or os.cpu_count() or 1, phases)
+    found["left_out"] = sorted(set(names) - set(found["placed"]))
+    _judge(found, len(names), config, out)
+    for note in _notes(found, len(names)):
+        events(Note(note))
+    shutil.rmtree(out / PART / ".models", ignore_errors=True)
+    _write_record(out, asked | {"found": found})
+    os.replace(out / PART, out / MODEL)
+    events(Saved("scene", out))
+    return _poses(out, found, phases.seconds)
+
+
+def _place(out: Path, asked: dict[str, Any], threads: int, phases: Phases) -> dict[str, Any]:
+    """Run COLMAP; the model is left in out/PART/0, and what it said about it returned."""
+    shutil.rmtree(out / PART, ignore_errors=True)
+    (out / PART).mkdir()
+    job = {"scene": str(out.resolve()), "model": str(out.resolve() / PART / "0"), "threads": threads}
+    phases.events(Saved("database", out / "database.db"))
+    job |= {key: asked[key] for key in ("pairs", "cameras", "max_side", "features", "seed")}
+    child = python_at_work(["-P", "-m", "fastsurf.sfm"], json.dumps(job), out / "colmap.log", "COLMAP", OMP_NUM_THREADS="1")
+    try:
+        with child as lines:  # COLMAP has its own threads; OpenMP's inside them made matches differ from run to run
+            answers = map(json.loads, lines)
+            for stage in STAGES:
+                with phases(stage) as phase:
+                    phase.detail = _follow(answers, stage, phases.events)
+            return dict(next(answers)["model"])
+    except ChildError as e:
+        raise BackendError(f"{e}; the same command goes on where it was") from None
+
+
+def is_bare(path: Path) -> bool:
+    """Whether `path` holds photographs or a video, and no cameras: nor does a folder in it, which would be what was meant."""
+    if path.is_dir() and (sniff(path) or any(sniff(folder) for folder in path.iterdir() if folder.is_dir())):
+        return False
+    return find_footage(path) is not None
+
+
+def _asked(footage: Footage, config: PosesConfig, seed: int) -> dict[str, Any]:
+    """What a scene is made of and how: where two agree in this, their scenes do."""
+    stats = [(name, (footage.root / name).stat()) for name in footage.names or ("",)]
+    options = dataclasses.asdict(config)
+    del options["least"]  # judges the outcome
+    if footage.is_video and config.pairs == "auto":
+        options["pairs"] = "sequence"
+    if footage.is_video and config.cameras == "auto":
+        options["cameras"] = "one"
+    return {
+        "source": str(footage.root.resolve()), "masks": None if footage.masks is None else str(footage.masks.resolve()), **options,
+        "seed": seed, "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+    }  # fmt: skip
+
+
+def _claim(out: Path, asked: dict[str, Any], force: bool) -> dict[str, Any]:
+    """The record in `out`, which is made ready for the work.
+
+    Raises:
+        UsageError: something else is there.
+    """
+    try:
+        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        record = None
+    except ValueError:
+        record = {}
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: want a folder for the scene")
+    if record is None and out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out} holds other files: want a new or empty folder for the scene")
+    if record is not None and {key: record.get(key) for key in asked} == asked:
+        return dict(record)
+    if record is not None:
+        if not force:
+            raise UsageError(f"{out} holds a scene of other photographs or options: --force replaces it, -o DIR takes another folder")
+        for name in MADE:
+            shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_record(out, asked)
+    return asked
+
+
+def _write_record(out: Path, record: dict[str, Any]) -> None:
+    write_whole(out / RECORD, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _want_pycolmap() -> None:
+    if load_pycolmap() is None:
+        raise BackendError("finding cameras needs pycolmap, which is not installed: pip install pycolmap")
+    version = metadata.version("pycolmap")
+    if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < LEAST_PYCOLMAP:
+        raise BackendError(f"finding cameras needs pycolmap 4.2 or newer, found {version}: pip install --upgrade pycolmap")
+
+
+def _follow(answers: Iterator[dict[str, Any]], stage: str, events: Hook) -> str:
+    """Pass progress on until a stage has ended; what came of it in words."""
+    for answer in answers:
+        if "error" in answer:
+            raise BackendError(f"COLMAP failed in {stage}: {answer['error']}")
+        if "finished" in answer:
+            assert answer["finished"] == stage, (answer, stage)
+            return str(answer["detail"])
+        events(MeshProgress(answer["done"] / max(answer["of"], 1), f"{stage} {answer['done']:,} of {answer['of']:,}"))
+    raise AssertionError(stage)
+
+
+def _judge(found: dict[str, Any], n: int, config: PosesConfig, out: Path) -> None:
+    """Refuse a model that leaves most photographs out.
+
+    Raises:
+        SceneError: with the likely reason.
+    """
+    placed = len(found["placed"])
+    if placed >= max(3, config.least * n):
+        return
+    several = f" in the largest of {len(found['sizes'])} models" if len(found["sizes"]) > 1 else ""
+    how = f"{out}: {placed} of {n} photographs found their place{several}, want {config.least:.0%}"
+    if found["features"] < FEW_FEATURES:
+        why = f"a photograph shows only {found['features']} features: blurred, dark, or of plain surfaces"
+    elif found["pairs"] < n - 1:
+        why = f"only {found['pairs']} pairs of photographs fit together: take more, a small step apart, each sharing most of the one before"
+    elif several:
+        why = "parts of the photographs share too little with the others: take some in between"
+    else:
+        why = "the camera hardly moved between them, or what they show did: walk round a thing that stands still"
+    least = max(placed - 1, 0) / n
+    accept = f"; --least {least:.1f} (reconstruct: --set poses.least={least:.1f}) takes what there is" if placed >= 3 else ""
+    raise SceneError(f"{how}. {why[0].upper()}{why[1:]}{accept}")
+
+
+def _notes(found: dict[str, Any], n: int) -> list[str]:
+    notes = []
+    if found["left_out"]:
+        names, more = ", ".join(found["left_out"][:5]), len(found["left_out"]) - 5
+        rest = f" and {more} more" if more > 0 else ""
+        notes.append(f"{len(found['placed'])} of {n} photographs found their place; not {names}{rest}")
+    if len(found["sizes"]) > 1:
+        first, *others = found["sizes"]
+        rest = " and ".join(str(size) for size in others)
+        notes.append(f"the photographs fall into models that do not connect: took the one of {first}, not of {rest}")
+    if found["turn"] is None:
+        notes.append("the cameras have no common up direction: the scene stays as COLMAP left it")
+    return notes
+
+
+def _poses(out: Path, found: dict[str, Any], seconds: dict[str, float]) -> Poses:
+    return Poses(
+        out, tuple(found["placed"]), tuple(found["left_out"]), tuple(found["sizes"]), found["points"], found["error"], found["track"],
+        found["features"], found["pairs"], tuple(found["cameras"]), dict(seconds),
+    )  # fmt: skip

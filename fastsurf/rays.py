@@ -14,7 +14,7 @@ class Rays:
     directions: Tensor  # (n, 3), unit
     t_near: Tensor  # (n,), where the ray enters the box, at least 0
     t_far: Tensor  # (n,), where it leaves; equal to t_near for a ray that misses
-    image_index: Tensor  # (n,) int64, the view a ray belongs to
+    image_index: Tensor  # (n,) int64, the view a ray belongs to; -1: none
 
     def __len__(self) -> int:
         return len(self.origins)
@@ -44,10 +44,12 @@ class Batch:
     rays: Rays
     rgb: Tensor  # (n, 3) in [0, 1], straight colour
     mask: Tensor | None  # (n,) in [0, 1], 1 is object
+    pixel: Tensor | None = None  # (n,) int64, in the image store's buffer; None: of no photograph
 
     def to(self, device: torch.device) -> "Batch":
         """The same pixels on another device."""
-        return Batch(self.rays.to(device), self.rgb.to(device), None if self.mask is None else self.mask.to(device))
+        mask, pixel = (None if a is None else a.to(device) for a in (self.mask, self.pixel))
+        return Batch(self.rays.to(device), self.rgb.to(device), mask, pixel)
 
 
 def intersect_box(origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,5 +65,5 @@ def make_rays(origins: Tensor, directions: Tensor, image_index: Tensor | None = 
     """Rays clipped to the scene box."""
     t_near, t_far = intersect_box(origins, directions)
     if image_index is None:
-        image_index = torch.zeros(len(origins), dtype=torch.int64, device=origins.device)
+        image_index = torch.full((len(origins),), -1, device=origins.device)
     return Rays(origins, directions, t_near, t_far, image_index)

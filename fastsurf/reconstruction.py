@@ -1,7 +1,7 @@
 """The product: load → train → mesh → write. Start reading here.
 
 A run folder holds config.toml, log.jsonl, checkpoint.safetensors, preview.png, first_mesh.ply (half-way), mesh.ply, and cameras.json where
-cameras are learned; each is replaced whole or not at all.
+cameras are learned; each is replaced whole or not at all. Photographs without cameras get them first, in the folder poses.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, meshio
+from .appearance import MEAN
 from .backends import Backend, choose_backend
 from .backends.native import NativeBackend
 from .checkpoint import read_header, resume, save_checkpoint
@@ -25,17 +26,19 @@ from .encoding import stable_finest
 from .errors import MeshError, UsageError
 from .files import write_whole
 from .formats.transforms import written
-from .hooks import Event, Hook, MeshProgress, Note, PhaseDone, PhaseStarted, Saved, TrainState
+from .hooks import Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
 from .info import suggested_resolution, warnings
 from .mesh import Mesh, clean, extract, simplify
 from .methods import METHODS
 from .model import Model
 from .pictures import preview, preview_png, vertex_colors
+from .poses import find_poses, is_bare
 from .scene import Scene, load_scene
 from .training import Training, train
 from .ui.jsonlines import JsonLines
 
 CHECKPOINT, CONFIG, LOG, PREVIEW, MESH = "checkpoint.safetensors", "config.toml", "log.jsonl", "preview.png", "mesh.ply"
+POSES = "poses"  # the scene made of photographs without cameras
 CAMERAS = "cameras.json"  # the learned ones
 FIRST_MESH, FIRST_MESH_AT = "first_mesh.ply", 0.5  # of the training
 MESHING_TAKES = 2.0  # seconds, until the first mesh tells
@@ -50,7 +53,7 @@ class Result:
     mesh_path: Path
     mesh: Mesh
     state: TrainState | None  # the last step; None if none was made
-    seconds: dict[str, float]  # by phase: read, train, mesh
+    seconds: dict[str, float]  # by phase: poses (where there were no cameras), read, train, mesh
     stopped: bool  # before its time, by the user
 
 
@@ -70,7 +73,7 @@ def reconstruct(
     """Photographs with cameras in, a coloured mesh in their own coordinates out.
 
     Args:
-        scene: a folder or file of photographs with cameras, or one already loaded.
+        scene: a folder or file of photographs with cameras, or without (poses.py finds them first), or a video; or one already loaded.
         run: folder for the checkpoint and everything else that is kept.
         out: a second copy of the mesh, by suffix .ply, .obj, .glb or .stl.
         go_on: continue the run that is in the folder.
@@ -78,7 +81,7 @@ def reconstruct(
         format: name of the scene's format, where it can't be told.
         hooks: called with every event (hooks.py).
         should_stop: asked between steps; True ends the training early, and the mesh is still written.
-        began: when the clock of `train.minutes` started, by `time.monotonic()`; now if not given.
+        began: when the clock of `train.minutes` started, by `time.monotonic()`; now if not given. Finding cameras stops that clock.
 
     Raises:
         SceneError, ConfigError, CheckpointError, MeshError, BackendError: see errors.py; what was saved until then is kept.
@@ -135,6 +138,14 @@ def _reconstruct(
     began: float,
 ) -> Result:
     phases = Phases(events)
+    if not isinstance(source, Scene) and format is None and is_bare(Path(source)):
+        with phases("poses") as phase:
+            placed = find_poses(
+                source, run / POSES, config.poses, seed=config.train.seed, threads=config.threads, force=not go_on, hooks=[within(events)],
+            )
+            phase.detail = f"{len(placed.placed)} of {len(placed.placed) + len(placed.left_out)} photographs placed"
+        source = placed.scene
+        began += phases.seconds["poses"]
     with phases("read") as phase:
         scene = source if isinstance(source, Scene) else load_scene(source, config.scene, format)
         for note in [*scene.notes, *warnings(scene)]:
@@ -147,7 +158,7 @@ def _reconstruct(
         events(Note(f"{config.method} learns the outline from masks, and there are none: expect a surface that bulges towards the cameras"))
 
     with phases("train") as phase:
-        model = Model(config, backend, background_kind(scene, config), len(scene.images))
+        model = Model(config, backend, background_kind(scene, config), len(scene.capture.views))
         training = Training(scene, model, backend)
         if go_on:
             resume(run / CHECKPOINT, training)
@@ -158,8 +169,8 @@ def _reconstruct(
         state = _train(training, run, events, should_stop)
         phase.detail = f"{training.step} steps"
     stopped = training.progress() < 1.0
-    if model.poses is not None:
-        write_whole(run / CAMERAS, (json.dumps(written(model.poses.views(scene)), indent=1) + "\n").encode())
+    if model.corrections is not None:
+        write_whole(run / CAMERAS, (json.dumps(written(model.corrections.views(scene)), indent=1) + "\n").encode())
         events(Saved("cameras", run / CAMERAS))
 
     with phases("mesh") as phase:
@@ -217,8 +228,8 @@ def _first_mesh(run: Training, folder: Path, events: Hook) -> float:
     return MESH_GROWS * (time.monotonic() - start)
 
 
-def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config, events: Hook) -> Mesh:
-    """Level set, cleaned, coloured, in the input's own frame.
+def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config, events: Hook, view: int = MEAN) -> Mesh:
+    """Level set, cleaned, coloured (as the photograph `view` was taken), in the input's own frame.
 
     Raises:
         MeshError: there is no surface, and why.
@@ -235,7 +246,7 @@ def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
     if c.faces:
         vertices, faces = simplify(vertices, faces, c.faces)
-    normals, colors = vertex_colors(model, vertices, colored=c.colors)
+    normals, colors = vertex_colors(model, vertices, c.colors, view)
     events(MeshProgress(1.0, "colours"))
     world = np.asarray(center, np.float64) + radius * vertices
     return Mesh(world, faces, normals, colors)
@@ -253,35 +264,3 @@ def background_kind(scene: Scene, config: Config) -> str:
     if config.scene.background != "auto":
         return config.scene.background
     return "random" if scene.masks is not None else "model"
-
-
-class Phases:
-    """Tells the hooks about phases and keeps their times."""
-
-    def __init__(self, events: Hook):
-        self.events = events
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, name: str) -> "Phases":
-        self.name, self.detail = name, ""
-        return self
-
-    def __enter__(self) -> "Phases":
-        self.start = time.monotonic()
-        self.events(PhaseStarted(self.name))
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.seconds[self.name] = time.monotonic() - self.start
-            self.events(PhaseDone(self.name, self.seconds[self.name], self.detail))
-
-
-def announce(hooks: Sequence[Hook]) -> Hook:
-    """One hook that calls them all, in order."""
-
-    def tell(event: Event) -> None:
-        for hook in hooks:
-            hook(event)
-
-    return tell

@@ -6,7 +6,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from .compositing import Rendering, blend
 from .field import FieldSample
 from .rays import Rays
-from .sampling import over_lattice, place, strata
+from .sampling import over_lattice, place, random_jitter
 from .surface import Crossings
 
 LEAST_WEIGHT = 1e-3  # samples that weigh less get no colour: about half of the colour head's work, < 0.2 % of the light
@@ -49,6 +49,10 @@ class Solid(Protocol):
         """Where rays first meet the surface, as in surface.py; offset (n_rays,) in [0, 1] shifts each ray's marching lattice."""
         ...
 
+    def march(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
+        """The occupied space that rays pass, for `render_volume`: as `first_crossing`, with nothing searched or found."""
+        ...
+
     def sample(self, x: Tensor) -> FieldSample:
         """Level, feature and normal of (n, 3), with gradients."""
         ...
@@ -57,8 +61,8 @@ class Solid(Protocol):
         """Alphas and optical depths -log(1 - alpha) of samples, each of which stands for that length of its ray; all (n,)."""
         ...
 
-    def color(self, x: Tensor, sample: FieldSample, directions: Tensor) -> Tensor:
-        """Colours (n, 3)."""
+    def color(self, x: Tensor, sample: FieldSample, directions: Tensor, view: Tensor | None = None) -> Tensor:
+        """Colours (n, 3), as in photographs view (n,) int64."""
         ...
 
     def weights_of(self, alphas: Tensor) -> Tensor:
@@ -75,11 +79,16 @@ class Samples:
     generator: torch.Generator | None = None
 
 
+SpreadFn = Callable[[Rays, Solid, Crossings, int], Tensor]  # -> edges (n_rays, n_samples + 1) in [0, 1] of strata of the lattice
+
+
 def find(rays: Rays, solid: Solid, generator: torch.Generator | None = None) -> Crossings:
     """First crossings; a generator shifts each ray's marching lattice."""
-    if generator is None:
-        return solid.first_crossing(rays)
-    return solid.first_crossing(rays, torch.rand(len(rays), generator=generator, device=rays.t_near.device))
+    return solid.first_crossing(rays, _offset(rays, generator))
+
+
+def _offset(rays: Rays, generator: torch.Generator | None) -> Tensor | None:
+    return None if generator is None else torch.rand(len(rays), generator=generator, device=rays.t_near.device)
 
 
 def render_unified(
@@ -91,12 +100,27 @@ def render_unified(
     return shade(rays, solid, t, None, found, background), found
 
 
-def render_volume(rays: Rays, solid: Solid, samples: Samples, background: BackgroundFn) -> tuple[Rendering, Crossings]:
-    """All samples spread over the occupied space of the ray."""
-    found = find(rays, solid, samples.generator)
-    count = samples.front + samples.interval
-    t = over_lattice(rays, found, strata(len(rays), count, samples.generator, found.t.device))
-    return shade(rays, solid, t, (found.count * (found.step / count))[:, None].expand_as(t), found, background), found
+def evenly(rays: Rays, solid: Solid, found: Crossings, samples: int) -> Tensor:
+    """A `SpreadFn`: strata of one length."""
+    return torch.linspace(0.0, 1.0, samples + 1, device=found.t.device).expand(len(rays), -1)
+
+
+def render_volume(
+    rays: Rays, solid: Solid, samples: Samples, background: BackgroundFn, spread: SpreadFn = evenly
+) -> tuple[Rendering, Crossings]:
+    """All samples spread over the occupied space of the ray; one that is more than half opaque hits, at its depth.
+
+    Args:
+        spread: where, for a medium; the opacity of a solid depends on how its samples lie, so they lie evenly.
+    """
+    found = solid.march(rays, _offset(rays, samples.generator))
+    edges = spread(rays, solid, found, samples.front + samples.interval)
+    jitter = random_jitter(len(rays), edges.shape[1] - 1, samples.generator, found.t.device)
+    t = over_lattice(rays, found, torch.lerp(edges[:, :-1], edges[:, 1:], jitter))
+    rendering = shade(rays, solid, t, edges.diff() * (found.count * found.step)[:, None], found, background)
+    hit = rendering.opacity.detach() > 0.5
+    found = replace(found, t=torch.where(hit, rendering.depth, rays.t_far), hit=hit)
+    return replace(rendering, hit=hit, t_surface=found.t), found
 
 
 def render_surface(rays: Rays, solid: Solid, background: BackgroundFn) -> tuple[Rendering, Crossings]:
@@ -105,9 +129,9 @@ def render_surface(rays: Rays, solid: Solid, background: BackgroundFn) -> tuple[
     hit = found.hit
     x = rays.origins[hit] + found.t[hit, None] * rays.directions[hit]
     sample = solid.sample(x)
-    rgb = background(rays).index_put((hit,), solid.color(x, sample, rays.directions[hit]))
+    rgb = background(rays).index_put((hit,), solid.color(x, sample, rays.directions[hit], rays.image_index[hit]))
     normal = rays.origins.new_zeros(len(rays), 3).index_put((hit,), sample.normal)
-    return Rendering(rgb, hit.float(), torch.where(hit, torch.inf, 0.0), found.t, normal, hit, found.t), found
+    return Rendering(rgb, hit.float(), torch.where(hit, torch.inf, 0.0), found.t, normal, hit, found.t, rgb), found
 
 
 def shade(rays: Rays, solid: Solid, t: Tensor, lengths: Tensor | None, found: Crossings, background: BackgroundFn) -> Rendering:
@@ -124,7 +148,8 @@ def shade(rays: Rays, solid: Solid, t: Tensor, lengths: Tensor | None, found: Cr
     rgb = blend(weights, rgbs) + (1.0 - opacity)[:, None] * background(rays)
     with torch.no_grad():
         depth = (weights * t).sum(1) + (1.0 - opacity) * rays.t_far
-    return Rendering(rgb, opacity, optical_depth, depth, normal, found.hit, found.t)
+    paint = blend(weights.detach(), rgbs) + (rgb - blend(weights, rgbs)).detach()
+    return Rendering(rgb, opacity, optical_depth, depth, normal, found.hit, found.t, paint)
 
 
 def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -140,7 +165,7 @@ def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, length
     bright = (weight > LEAST_WEIGHT).nonzero()[:, 0]
     seen = FieldSample(sample.level[bright], sample.feature[bright], sample.normal[bright])
     rows = kept[bright]
-    color = solid.color(x[bright], seen, rays.directions[rows // s])
+    color = solid.color(x[bright], seen, rays.directions[rows // s], rays.image_index[rows // s])
     with torch.no_grad():
         normal = x.new_zeros(n, 3).index_add_(0, kept // s, weight[:, None] * sample.normal)
     return weights, x.new_zeros(n * s, 3).index_put((rows,), color).view(n, s, 3), normal, depths.sum(1)
@@ -152,7 +177,7 @@ def _shade_all(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, lengths
     sample = solid.sample(points)
     alphas, depths = (torch.where(in_use, v, 0.0).view(n, s) for v in solid.opacity(sample.level, lengths.flatten()))
     weights = solid.weights_of(alphas)
-    color = solid.color(points, sample, rays.directions.repeat_interleave(s, 0)).view(n, s, 3)
+    color = solid.color(points, sample, *(a.repeat_interleave(s, 0) for a in (rays.directions, rays.image_index))).view(n, s, 3)
     with torch.no_grad():
         bright = (weights > LEAST_WEIGHT)[..., None]
         normal = blend(weights, sample.normal.view(n, s, 3))

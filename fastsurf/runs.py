@@ -10,34 +10,45 @@ from typing import Any
 import numpy as np
 import torch
 
+from .appearance import MEAN
 from .backends import Backend
 from .checkpoint import Header, load_model, read_header
 from .color import ColorHead
 from .errors import CheckpointError, SceneError, UsageError
 from .files import write_whole
-from .hooks import Hook, MeshProgress, Note, Saved
+from .hooks import Hook, MeshProgress, Note, Saved, announce
 from .mesh import Mesh
 from .meshio import read_mesh, write_mesh, writer
-from .metrics import psnr, read_truth, score_mesh, ssim
+from .methods.nerf import thinnest_kept
+from .metrics import Threshold, measure, psnr, read_truth, scores_of, ssim, sweep
 from .model import Model
-from .pictures import normal_picture, orbit, png, render_rays, to_bytes
+from .pictures import fit_appearance, normal_picture, orbit, png, render_rays, to_bytes
 from .rays import Rays
-from .reconstruction import CHECKPOINT, MESH, announce, compute, make_mesh
+from .reconstruction import CHECKPOINT, MESH, compute, make_mesh
 from .scene import Scene, load_scene
+from .ui.jsonlines import finite
 
 ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizontal field of view in radians
 FRAME_MS = 66
 
 
-def open_run(run: str | Path, backend: Backend) -> tuple[Header, Model]:
+def open_run(run: str | Path, backend: Backend, density: float | None = None) -> tuple[Header, Model]:
     """The model of a run as its last checkpoint left it, and what that says.
+
+    Args:
+        density: per scene unit, where the surface is taken to be instead of at `field.density_level`.
 
     Raises:
         CheckpointError: there is none, or it can't be read.
+        UsageError: a density, but the method has none.
     """
     path = Path(run) / CHECKPOINT
     header = read_header(path)
-    model = Model(header.config, backend, header.background, header.views)
+    if density is not None:
+        if header.config.method != "nerf":
+            raise UsageError(f"{run} was made by {header.config.method}, which has no density to choose: want a run of --method nerf")
+        header = replace(header, config=replace(header.config, field=replace(header.config.field, density_level=density)))
+    model = Model(header.config, backend, header.background, len(header.photographs))
     load_model(path, model)
     model.set_progress(header.progress)
     return header, model
@@ -63,15 +74,29 @@ def mesh_run(
     backend: str = "auto",
     threads: int = 0,
     hooks: Sequence[Hook] = (),
+    density: float | None = None,
+    appearance: str | None = None,
 ) -> Mesh:
-    """Mesh again, at another resolution or open at the scene box; in the input's own frame."""
+    """Mesh again, at another resolution, open at the scene box, at another density or in other colours; in the input's own frame.
+
+    Args:
+        density: see `open_run`.
+        appearance: name of the photograph that the colours are of; mean or None: of none of them.
+
+    Raises:
+        UsageError: so thin that the occupancy grid may have culled it; no such photograph, or all have one appearance.
+    """
     writer(Path(out))
     events = announce(hooks)
     with compute(backend, threads) as kernels:
-        header, model = open_run(run, kernels)
+        header, model = open_run(run, kernels, density)
+        thinnest = thinnest_kept(model.grid)
+        if density is not None and not density > thinnest:
+            raise UsageError(f"density {density:g}: what is no denser than {thinnest:.3g} is not looked at; want more")
         mesh = header.config.mesh
         mesh = replace(mesh, resolution=resolution or mesh.resolution, closed=mesh.closed if closed is None else closed)
-        result = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events)
+        view = MEAN if appearance is None else header.photograph(appearance)
+        result = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events, view)
     write_mesh(Path(out), result)
     events(Saved("mesh", Path(out)))
     return result
@@ -84,16 +109,19 @@ def render_run(
     backend: str = "auto",
     threads: int = 0,
     hooks: Sequence[Hook] = (),
+    appearance: str | None = None,
     renderer: str | Path | None = None,
 ) -> list[Path]:
     """Pictures of a run: OUT/NAME.png, OUT/normal/NAME.png, OUT/depth/NAME.npy (float32, along the ray, input units) and .png.
 
     Args:
         views: test | train, the photographs' views by their own names; orbit, a circle round the object, also as OUT/orbit.webp.
+        appearance: name of the photograph that all pictures look like, or mean; None: each training view like its own.
         renderer: another run, whose colour head takes the place of this one's (IDR, section 4.4: its appearance on this geometry).
 
     Raises:
-        UsageError: an unknown kind of views, or none of that kind in the scene; a renderer that doesn't fit.
+        UsageError: an unknown kind of views, or none of that kind in the scene; no such photograph, or all have one appearance; a
+            renderer that doesn't fit.
     """
     if views not in ("test", "train", "orbit"):
         raise UsageError(f"--views wants test, train or orbit; found {views!r}")
@@ -102,7 +130,7 @@ def render_run(
         header, model = open_run(run, kernels)
         if renderer is not None:
             model.head = _head_of(renderer, header, kernels)
-        written = _render(header, model, views, out, events)
+        written = _render(header, model, views, out, events, None if appearance is None else header.photograph(appearance))
     events(Saved("pictures", out))
     return written
 
@@ -117,7 +145,7 @@ def _head_of(run: str | Path, wanted: Header, backend: Backend) -> ColorHead:
     return model.head
 
 
-def _render(header: Header, model: Model, views: str, out: Path, events: Hook) -> list[Path]:
+def _render(header: Header, model: Model, views: str, out: Path, events: Hook, shown: int | None) -> list[Path]:
     if views == "orbit":
         cameras = _orbit_rays(header)
     else:
@@ -130,6 +158,8 @@ def _render(header: Header, model: Model, views: str, out: Path, events: Hook) -
     written: list[Path] = []
     frames = []
     for done, (name, rays, (h, w)) in enumerate(cameras):
+        if shown is not None:
+            rays = replace(rays, image_index=torch.full_like(rays.image_index, shown))
         rendering = render_rays(model, rays)
         colour = to_bytes(rendering.rgb).reshape(h, w, 3)
         depth = (rendering.depth * header.radius).numpy().reshape(h, w)
@@ -163,31 +193,37 @@ def eval_run(
     backend: str = "auto",
     threads: int = 0,
     hooks: Sequence[Hook] = (),
+    thresholds: Sequence[Threshold] = (),
+    fit: bool = False,
 ) -> dict[str, Any]:
     """Scores of a run.
 
     Args:
         truth: a mesh, points (.npz with points and normals), or a folder with gt/, in the input's frame.
         mesh: what is scored against the truth; RUN/mesh.ply if not given.
+        thresholds: at which precision, recall and F1 are wanted besides.
+        fit: the appearance of each held-out view is learned from its left half, and its right half is scored.
 
     Returns:
         `psnr`, `ssim` (means over held-out views; None without any), `views` (each by name), and `mesh` with Chamfer distance,
-        F-scores and normal error where a truth is given.
+        F-scores and normal error where a truth is given; its `sweep` is a list with an entry for each threshold.
 
     Raises:
-        UsageError: a mesh, but nothing to score it against.
+        UsageError: a mesh or thresholds, but nothing to score against; appearances to fit in a run that has none.
     """
-    if mesh is not None and truth is None:
-        raise UsageError(f"nothing to score {mesh} against: want a true surface, --gt MESH")
+    if truth is None and (mesh is not None or thresholds):
+        raise UsageError(f"nothing to score {mesh or Path(run) / MESH} against: want a true surface, --gt MESH")
     known = read_truth(Path(truth)) if truth is not None else None
     made = read_mesh(Path(mesh) if mesh else Path(run) / MESH) if known is not None else None
     events = announce(hooks)
     with compute(backend, threads) as kernels:
         header, model = open_run(run, kernels)
+        if fit and model.appearance is None:
+            raise UsageError("--fit-appearance: the run has one appearance for all photographs: reconstruct with --method wild")
         scene = open_scene(header)
         if not scene.test:
             events(Note("no view was held out, so no picture is scored: reconstruct with --holdout 8"))
-        views = _score_views(scene, model, events)
+        views = _score_views(scene, model, events, fit)
     scores: dict[str, Any] = {
         "psnr": float(np.mean([v["psnr"] for v in views.values()])) if views else None,
         "ssim": float(np.mean([v["ssim"] for v in views.values()])) if views else None,
@@ -196,29 +232,43 @@ def eval_run(
         "seconds": header.seconds,
     }
     if known is not None and made is not None:
-        scores["mesh"] = score_mesh(made, known, [scene.capture.views[i] for i in scene.train])
+        measured = measure(made, known, [scene.capture.views[i] for i in scene.train])
+        scores["mesh"] = {**scores_of(measured), **({"sweep": sweep(measured, thresholds)} if thresholds else {})}
     return scores
 
 
-def _score_views(scene: Scene, model: Model, events: Hook) -> dict[str, dict[str, float]]:
-    """PSNR and SSIM of each held-out view; behind masks both pictures show the same plain background."""
+def _score_views(scene: Scene, model: Model, events: Hook, fit: bool) -> dict[str, dict[str, float]]:
+    """PSNR and SSIM of each held-out view, or of its right half; behind masks both pictures show the same plain background."""
     views = {}
     behind = 0.0 if model.background_kind == "black" else 1.0
     for done, i in enumerate(scene.test):
         rays, (h, w) = scene.rays(i)
-        picture = render_rays(model, rays).rgb.numpy().reshape(h, w, 3)
         photo = scene.images[i].numpy() / 255.0
         if scene.masks is not None:
             alpha = scene.masks[i].numpy()[..., None] / 255.0
             photo = photo * alpha + behind * (1.0 - alpha)
-        views[scene.capture.views[i].name] = {"psnr": psnr(picture, photo), "ssim": ssim(picture, photo)}
+        counts = np.ones((h, w), bool) if scene.ignored is None else ~scene.ignored[i].numpy()
+        if fit:
+            left = counts & (np.arange(w) < w // 2)
+            fit_appearance(model, rays[torch.from_numpy(left.reshape(-1))], torch.from_numpy(photo[left]).float(), i)
+        scored = slice(w // 2 if fit else 0, w)
+        rays, photo, counts = rays[torch.arange(h * w).view(h, w)[:, scored].reshape(-1)], photo[:, scored], counts[:, scored]
+        picture = render_rays(model, rays).rgb.numpy().reshape(photo.shape)
+        picture = np.where(counts[..., None], picture, photo)
+        views[scene.capture.views[i].name] = {"psnr": psnr(picture, photo, counts), "ssim": ssim(picture, photo)}
         events(MeshProgress((done + 1) / len(scene.test), scene.capture.views[i].name))
     return views
 
 
 def write_json(path: str | Path, tree: object) -> None:
-    """A JSON file, whole or not at all."""
-    write_whole(Path(path), (json.dumps(tree, indent=1) + "\n").encode())
+    """A JSON file, whole or not at all; numbers that are not finite become null."""
+    write_whole(Path(path), (json.dumps(finite(tree), indent=1) + "\n").encode())
+
+
+def read_json(path: str | Path) -> dict[str, Any] | None:
+    """None where there is no such file. Files are written whole, so what is there can be read."""
+    tree: dict[str, Any] | None = json.loads(Path(path).read_text()) if Path(path).is_file() else None
+    return tree
 
 
 def _orbit_rays(header: Header) -> list[tuple[str, Rays, tuple[int, int]]]:

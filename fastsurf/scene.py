@@ -18,9 +18,11 @@ from .bounds import Box, find_box
 from .cameras import Capture, View, rescale
 from .config import SceneConfig
 from .errors import SceneError
+from .formats.checks import find_ignored
 from .images import ImageStore, read_images
 from .pixels import PixelDirections, Pool, pixel_directions, pool_of, runs_of
 from .rays import Batch, Rays, intersect_box
+from .surroundings import find_masks
 
 BLOCK = 8  # pixels; where a ray meets the box is looked up once per block, and pixel by pixel along the outline
 
@@ -72,7 +74,7 @@ class Source:
         local = pixel - store.offsets[view]
         rays = self.viewpoints.rays(view, local % width, local // width)
         mask = None if store.coverage is None else store.coverage[pixel].float() / 255
-        return Batch(rays, store.colors[pixel].float() / 255, mask)
+        return Batch(rays, store.colors[pixel].float() / 255, mask, pixel)
 
     def sample_natively(self, n: int, generator: torch.Generator, foreground: float, backend: FusedBackend) -> Batch:
         """`sample` in one call of the backend, of the same pixels."""
@@ -103,6 +105,7 @@ class Scene:
         center, radius: the scene box in the world; `box_source` says where it comes from.
         images: straight colours of each view, (h, w, 3) uint8.
         masks: (h, w) uint8 of each view, 255 is object; None without masks.
+        ignored: (h, w) bool of each view, pixels that are neither learned from nor scored; None where all count.
         train, test: indices of the views to learn from, and of those held out.
         blind: those of the training views that don't see the scene box.
         notes: one-line remarks for the user.
@@ -115,6 +118,7 @@ class Scene:
         self.box_source = box.source
         self.images = store.images
         self.masks = store.masks
+        self.ignored = store.ignored
         self.train = list(train)
         self.test = list(test)
         self.notes = list(notes)
@@ -125,6 +129,11 @@ class Scene:
         self.blind: list[int] = []
         self._source = Source(self._viewpoints, store, *self._pools())
         self._sources: dict[torch.device, Source] = {}  # by the device that asks; where there is no room, the one in memory
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Height and width of each view."""
+        return [self._store.view_shape(view) for view in range(len(self.images))]
 
     def to_world(self, points: np.ndarray) -> np.ndarray:
         """Scene points (n, 3) in the world, float64."""
@@ -186,6 +195,8 @@ class Scene:
             meets = self._meets_box(view)
             if not meets.any():
                 self.blind.append(view)
+            if self.ignored is not None:
+                meets &= ~self.ignored[view].numpy().reshape(-1)
             is_object = np.zeros_like(meets) if self.masks is None else self.masks[view].numpy().reshape(-1) > 127
             inside.append(runs_of(meets & is_object, offset))
             rest.append(runs_of(meets & ~is_object, offset))
@@ -193,6 +204,8 @@ class Scene:
         if len(self.blind) == len(self.train):
             raise SceneError(f"no camera looks at the {box}: check the poses' convention, or set scene.center and scene.radius")
         pools = pool_of(inside), pool_of(rest)
+        if not len(pools[0]) + len(pools[1]):
+            raise SceneError(f"nothing is left to learn from: all pixels that see the {box} are to be ignored; or set scene.ignore=none")
         if self.masks is not None and not len(pools[0]):
             raise SceneError(f"no mask shows anything inside the {box}: set scene.center and scene.radius, or use --masks ignore")
         return pools
@@ -210,14 +223,22 @@ def load_scene(source: str | Path | Capture, config: SceneConfig | None = None, 
     """
     config = config or SceneConfig()
     capture = source if isinstance(source, Capture) else formats.load(Path(source), format, config.masks)
+    capture = replace(capture, views=tuple(find_ignored(capture.path, capture.views, config.ignore)))
     capture, notes = _reduced(capture, config.max_side)
     views = capture.views
     train, test = split(views, config.holdout)
     with_masks = config.masks != "ignore" and (capture.alpha_masks or any(view.mask for view in views))
     store = read_images(views, with_masks, capture.alpha_masks, matte=0 if config.background == "black" else 255)
+    if not with_masks and config.masks == "auto" and (found := find_masks(store.images)) is not None:
+        store = replace(store, coverage=torch.from_numpy(np.concatenate([mask.reshape(-1) for mask in found])))
+        notes.append("no masks, but black surroundings: what is bright before them is taken for the object (--masks ignore to differ)")
     masks = None if store.masks is None else [store.masks[i].numpy() for i in train]
     if masks is not None:
         check_masks(masks, [views[i].name for i in train])
+    if store.left_out is not None:
+        share = float(store.left_out.float().mean())
+        saying = sum(view.ignore is not None for view in views)
+        notes.append(f"{saying} of {len(views)} photographs say what to ignore: {share:.0%} of all pixels")
     return Scene(capture, store, choose_box(capture, train, masks, config), train, test, [*capture.notes, *notes])
 
 

@@ -57,6 +57,11 @@ def march(rays: Rays, occupied: Tensor, step: float, backend: Backend, offset: T
     return backend.occupied_steps(rays.origins, rays.directions, rays.t_near + offset * step, rays.t_far, occupied, step, most)
 
 
+def unsearched(rays: Rays, lattice: Tensor, count: Tensor, step: float) -> Crossings:
+    """The occupied lattice alone: no ray has met anything."""
+    return Crossings(rays.t_far, torch.zeros_like(rays.t_far, dtype=torch.bool), lattice, count, step)
+
+
 @torch.no_grad()
 def search(level_fn: LevelFn, rays: Rays, lattice: Tensor, count: Tensor, step: float, secant_steps: int) -> tuple[Tensor, Tensor]:
     """`Crossings.t` and `hit`: the lattice from front to back until a point lies inside, then secant steps."""

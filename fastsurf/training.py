@@ -20,15 +20,17 @@ from .hooks import TrainState
 from .losses import Seen
 from .model import Model
 from .optim import Optimizer
+from .patches import Patches
 from .rays import Batch, Rays
 from .recording import Recording
 from .render import Samples
 from .scene import Scene
 
 DEFAULT_MINUTES = {"cpu": 3.0, "cuda": 0.5}
-DEFAULT_RAYS = {"cpu": 1024, "cuda": 4096}  # a GPU takes four times as many in less than twice the time
+DEFAULT_RAYS = {"cpu": 512, "cuda": 4096}  # of the same time, a CPU makes better use in small steps, a GPU in large ones
 GRID_LOOKS_EVERYWHERE = 8  # the first grid updates look at every cell
 LEAST_SHARE = 0.2  # of `train.minutes` that is training, however long the rest takes
+PATCHES_FROM = 0.3  # progress; before, most of what is unexplained is not yet learned
 PSNR_MEMORY = 0.98  # of the running mean of squared errors, per step
 
 
@@ -41,6 +43,9 @@ class Training:
         self.optimizer = Optimizer(model, self.config.train, backend)
         self.generator = torch.Generator(backend.device).manual_seed(self.config.train.seed)
         self.rays = self.config.train.rays or DEFAULT_RAYS[backend.device.type]
+        if model.appearance is not None:
+            model.appearance.learned[[i for i in scene.train if i not in scene.blind]] = True
+        self.patches = Patches(scene.shapes, backend.device) if self.config.loss.transient > 0 else None
         self.step = 0
         self.seconds = 0.0  # of training
         self.besides = 0.0  # seconds of `train.minutes` that are kept for reading and meshing
@@ -116,6 +121,8 @@ def _step(run: Training, progress: float) -> tuple[dict[str, float], float, floa
     """Losses by name, mean squared error, share of hits, samples placed."""
     model, config = run.model, run.config
     model.set_progress(progress)
+    if run.patches is not None and progress >= PATCHES_FROM and run.step % config.grid.update_every == 0:
+        run.patches.judge(config.loss.transient)
     if run.step % config.grid.update_every == 0:
         model.update_grid(run.generator, everywhere=run.step < GRID_LOOKS_EVERYWHERE * config.grid.update_every)
     numbers = run.prepare()().tolist()
@@ -140,13 +147,20 @@ def learn(run: Training) -> Tensor:
     behind = background_color(model, batch.rays, generator)
     samples = Samples(config.sampling.front, config.sampling.interval, generator)
     target = on_background(batch, behind)
+    patch = None if run.patches is None else run.patches.of(batch)
+    trust = None if run.patches is None or patch is None else run.patches.trust(patch)
     if run.fused is not None:
-        return run.fused(batch, behind, target, samples, config.loss)
+        numbers, errors = run.fused(batch, behind, target, samples, config.loss, trust)
+        if run.patches is not None and patch is not None:
+            run.patches.note(patch, errors)
+        return numbers
     rendering, found = model.method.render(batch.rays, model, model.interval, samples, lambda _: behind)
-    seen = Seen(batch, rendering, found, target, config.loss, generator)
+    seen = Seen(batch, rendering, found, target, config.loss, model.plain_colors, generator, trust)
     losses = torch.stack([getattr(config.loss, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
+        if run.patches is not None and patch is not None:
+            run.patches.note(patch, rendering.rgb - target)
         mse = ((rendering.rgb - target) ** 2).mean()
         return torch.cat([losses, torch.stack([mse, found.hit.float().mean()])])
 
@@ -161,7 +175,7 @@ def loss_names(run: Training) -> list[str]:
 def background_color(model: Model, rays: Rays, generator: torch.Generator | None) -> Tensor:
     """What lies behind the box: learned, one plain colour, or (to teach opacity) a random colour for each ray; (n, 3)."""
     if model.background is not None:
-        rgb: Tensor = model.background(rays, model.backend, generator)
+        rgb: Tensor = model.background(rays, model.backend, generator, model.appearance_of(rays.image_index))
         return rgb
     if model.background_kind == "random" and generator is not None:
         return torch.rand(len(rays), 3, generator=generator, device=rays.origins.device)

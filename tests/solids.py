@@ -9,7 +9,7 @@ from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.compositing import occupancy, weights_of
 from fastsurf.field import FieldSample
 from fastsurf.rays import Rays, make_rays
-from fastsurf.surface import Crossings, first_crossing
+from fastsurf.surface import Crossings, first_crossing, march, unsearched
 
 
 def grid_around(level, resolution: int = 48, margin: float = 0.1) -> Tensor:
@@ -40,6 +40,10 @@ class Sphere:
     def first_crossing(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
         return first_crossing(self.level, rays, self.occupied, self.march_step, self.secant_steps, ReferenceBackend(), offset)
 
+    def march(self, rays: Rays, offset: Tensor | None = None) -> Crossings:
+        lattice, count = march(rays, self.occupied, self.march_step, ReferenceBackend(), offset)
+        return unsearched(rays, lattice, count, self.march_step)
+
     def sample(self, x: Tensor) -> FieldSample:
         offset = x - self.center
         distance = offset.norm(dim=-1, keepdim=True)
@@ -51,7 +55,7 @@ class Sphere:
     def weights_of(self, alphas: Tensor) -> Tensor:
         return weights_of(alphas)
 
-    def color(self, x: Tensor, sample: FieldSample, directions: Tensor) -> Tensor:
+    def color(self, x: Tensor, sample: FieldSample, directions: Tensor, view: Tensor | None = None) -> Tensor:
         return (0.5 + 0.4 * sample.normal).clamp(0, 1)
 
 

@@ -19,10 +19,11 @@ from fastsurf import cli
 from fastsurf.config import PRESETS, load_config
 from fastsurf.errors import BackendError, CheckpointError, ConfigError, FastsurfError, MeshError, SceneError, UsageError
 from fastsurf.hooks import PhaseDone, PhaseStarted, Saved
+from fastsurf.methods import METHODS
 from fastsurf.options import Photographs, Reconstruct, Settings, configure, flags
 
 PACKAGE = str(Path(fastsurf.__file__).parents[1])
-VERBS = ("info", "reconstruct", "mesh", "render", "eval", "demo")
+VERBS = ("info", "poses", "reconstruct", "mesh", "render", "eval", "compare", "demo")
 TINY = [word for setting in SMALL for word in ("--set", setting)] + ["--threads", "1"]
 
 
@@ -67,7 +68,8 @@ def test_each_verb_explains_itself(verb, capsys):
 
 
 def test_reconstruct_has_the_flags_of_the_manual():
-    wanted = "out method config minutes steps backend precision resolution masks holdout seed threads run resume set json quiet format force"
+    wanted = "out method config minutes steps backend precision resolution masks holdout seed threads run resume set json quiet format"
+    wanted += " force"
     assert set(flags(Reconstruct)) == {f"--{name}" for name in wanted.split()}
 
 
@@ -75,7 +77,7 @@ def test_help_names_every_preset(capsys):
     with pytest.raises(SystemExit):
         cli.main(["reconstruct", "--help"])
     named = re.search(r"a preset \((.*?)\)", " ".join(capsys.readouterr().out.replace("│", " ").split()))
-    assert named is not None and set(named[1].split(", ")) == {path.stem for path in PRESETS.glob("*.toml")}
+    assert named is not None and set(named[1].split(", ")) == {path.stem for path in PRESETS.glob("*.toml")} - set(METHODS)
 
 
 def test_version(capsys):
@@ -113,6 +115,13 @@ def test_no_words_at_all_is_a_question(capsys):
     (["mesh", "x", "-o", "x.foo"], "want a file ending in .ply"),
     (["render"], "wants a RUN"),
     (["eval"], "wants a RUN"),
+    (["compare"], "wants a SCENE"),
+    (["compare", "x", "--methods", "unisrf"], "unknown method 'unisrf'; did you mean unisurf?"),
+    (["compare", "x", "--methods", "colmap,colmap"], "names colmap twice"),
+    (["compare", "x", "--methods", ""], "unknown method ''; known: unisurf"),
+    (["compare", "x", "--method", "unisurf"], "several methods: --methods unisurf"),
+    (["compare", "x", "--mesh", "none.ply"], "--mesh none.ply: no such file"),
+    (["compare", "x", "--thresholds", "far"], "want lengths"),
 ])  # fmt: skip
 def test_wrong_usage_is_one_line_and_exit_code_2(words, pattern, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -277,7 +286,7 @@ def test_the_main_job_from_the_command_line(finished):
     assert steps[-1]["step"] == 24
 
 
-def test_mesh_render_and_eval_of_a_run(finished, capsys, tmp_path):
+def test_mesh_render_and_eval_of_a_run(finished, tiny_folder, capsys, tmp_path):
     run_folder = finished[0] / "m.run"
     code, out, err = run(capsys, "mesh", run_folder, "-o", tmp_path / "b.glb", "--resolution", "32")
     assert code == 0 and err == "" and (tmp_path / "b.glb").stat().st_size > 1000 and "faces" in out
@@ -287,6 +296,14 @@ def test_mesh_render_and_eval_of_a_run(finished, capsys, tmp_path):
     code, out, err = run(capsys, "eval", run_folder, "--json", tmp_path / "scores.json")
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert code == 0 and err == "" and 0 < scores["ssim"] <= 1 and f"psnr                 {scores['psnr']:.4g}" in out
+    truth = ("--gt", tiny_folder / "gt" / "mesh.ply", "--thresholds", "1%,0.5")
+    code, out, err = run(capsys, "eval", run_folder, "--json", tmp_path / "swept.json", *truth)
+    first, second = json.loads((tmp_path / "swept.json").read_text())["mesh"]["sweep"]
+    assert code == 0 and first["percent"] == pytest.approx(1) and second["threshold"] == 0.5 and second["recall"] > first["recall"]
+    numbers = [f"{second[key]:.4g}" for key in ("threshold", "percent", "precision", "recall", "f1")]
+    assert numbers in [line.split() for line in out.splitlines()] and max(map(len, out.splitlines())) <= 80
+    fails(capsys, 2, "want a true surface", "eval", run_folder, "--thresholds", "1%", "--quiet")
+    fails(capsys, 2, "want lengths", "eval", run_folder, "--thresholds", "wide", *truth[:2])
     code, out, err = run(capsys, "eval", run_folder, "--json", "-")
     assert code == 0 and json.loads(out)["psnr"] == scores["psnr"] and "psnr" in err
 

@@ -112,11 +112,7 @@ def test_a_scene_is_made_once_scored_and_drawn_and_a_failure_is_a_row(tool, tiny
     assert any("failed" in c for c in again)  # other cells of the folder stay in the table
 
 
-def test_a_child_that_is_killed_says_so(tool, tmp_path) -> None:
-    with pytest.raises(tool.CellError, match=r"SIGKILL: half a word"):
-        tool.child(["-c", "import os; print('half a word', flush=True); os.kill(os.getpid(), 9)"], tmp_path / "log", "it")
-    with pytest.raises(tool.CellError, match="exit code 3: it said nothing"):
-        tool.child(["-c", "raise SystemExit(3)"], tmp_path / "log", "it")
+def test_another_program_that_fails_says_so(tool, tmp_path) -> None:
     with pytest.raises(FastsurfError, match="exit code 2: no use"):
         tool.ask(f"{sys.executable} -c \"raise SystemExit(print('no use') or 2)\"", [], tmp_path / "answer.json")
     with pytest.raises(FastsurfError, match="nowhere can't be run"):

@@ -665,9 +665,9 @@ def test_nothing_found_says_what_was_looked_for_and_what_is_there(tmp_path):
 
 def test_photographs_alone_are_told_how_to_get_cameras(tmp_path):
     rings.write_images(tmp_path, rings.names(5))
-    with pytest.raises(SceneError, match=f"Photographs need cameras: run `colmap automatic_reconstructor --image_path {tmp_path}/images"):
+    with pytest.raises(SceneError, match=f"Photographs need cameras: `fastsurf poses {tmp_path} -o {tmp_path}_scene` finds them"):
         load(tmp_path)
-    with pytest.raises(SceneError, match=f"--image_path {tmp_path}/images --workspace_path {tmp_path}/images_colmap"):
+    with pytest.raises(SceneError, match=f"`fastsurf poses {tmp_path}/images -o {tmp_path}/images_scene` finds them"):
         load(tmp_path / "images")
 
 

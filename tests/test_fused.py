@@ -3,6 +3,7 @@
 Samples keep a distance from cell faces and from the field's ReLU kinks: there a derivative jumps, and rounding decides on which side.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from fastsurf.backends import FusedBackend, Gradients, Look, Parameters, native
 from fastsurf.backends.native import NativeBackend
-from fastsurf.config import load_config
-from fastsurf.losses import color_loss, mask_loss, smooth_loss
+from fastsurf.config import LossConfig, load_config
+from fastsurf.losses import Seen, mask_loss, photometric, smooth_loss
 from fastsurf.model import Model
-from fastsurf.rays import Rays, make_rays
+from fastsurf.rays import Batch, Rays, make_rays
 from fastsurf.render import LEAST_WEIGHT, shade
 from fastsurf.surface import Crossings
 from fastsurf.training import Training, learn
@@ -24,6 +25,7 @@ SMALL = [
     "field.sharpness_max=6", "field.levels=4", "field.log2_entries=10", "field.base_resolution=4", "field.finest_resolution=21",
     "grid.resolution=12",
 ]  # fmt: skip
+PHOTOGRAPHS = 5  # where each has an embedding
 # The mask's loss divides by the light that an opaque ray lets through, a small difference of float32 numbers, on autograd's side too.
 MASK_TOLERANCE = 5e-4
 
@@ -38,7 +40,7 @@ class Problem:
 
     def __init__(self, seed: int = 0, n: int = 300, samples: int = 24, n_pairs: int = 70, *sets: str):
         g = torch.Generator().manual_seed(seed)
-        self.model = Model(load_config(None, [*SMALL, f"train.seed={seed}", *sets]), REFERENCE, "random")
+        self.model = Model(load_config(None, [*SMALL, f"train.seed={seed}", *sets]), REFERENCE, "random", PHOTOGRAPHS)
         field = self.model.field
         field.table.data.copy_(torch.randn(field.table.shape, generator=g) * 0.05)
         field.w2.data[0] *= 10
@@ -58,6 +60,11 @@ class Problem:
         assert pairs.shape[1] == n_pairs
         behind, target, mask = torch.rand(n, 3, generator=g), torch.rand(n, 3, generator=g), torch.rand(n, generator=g)
         self.look = Look(rays, t, self.model.occupied, behind, target, mask, pairs, (1.0, 0.3, 0.2), LEAST_WEIGHT)
+        if self.model.appearance is not None:
+            self.model.appearance.table.data.copy_(torch.randn(self.model.appearance.table.shape, generator=g))
+            self.model.appearance.learned.fill_(True)
+            rays = replace(rays, image_index=torch.randint(PHOTOGRAPHS, (n,), generator=g))
+            self.look = replace(self.look, rays=rays, appearance=self.model.appearance_of(rays.image_index).detach())
 
     def clear(self, x: Tensor) -> Tensor:
         """Which points (n, 3) keep their distance."""
@@ -74,12 +81,16 @@ class Problem:
         gradients, sharpness = Gradients(table, w1, w2, weights), float(self.model.sharpness)
         used = field.table, field.levels, *field.weights(), list(head.weights), head.used, field.config.prior_radius
         parameters = Parameters(*used, sharpness, head.direction == "reflected")
-        losses, d_behind = backend.train_step(self.look, parameters, gradients)
-        return [*losses, d_behind, gradients.table, gradients.w1 * field.fade, gradients.w2, *gradients.head]
+        learned = backend.train_step(self.look, parameters, gradients)
+        embedded = []
+        if learned.appearance is not None:
+            embedded = [torch.zeros(PHOTOGRAPHS, learned.appearance.shape[1]).index_add(0, self.look.rays.image_index, learned.appearance)]
+        self.errors = learned.errors
+        return [*learned.losses, learned.behind, gradients.table, gradients.w1 * field.fade, gradients.w2, *gradients.head, *embedded]
 
     def by_autograd(self, backend, kind: torch.dtype) -> list[Tensor]:
         """The same as the autograd path computes it."""
-        look, model = self.look, Model(self.model.config, backend, "random")
+        look, model = self.look, Model(self.model.config, backend, "random", PHOTOGRAPHS)
         model.load_state_dict(self.model.state_dict())
         model.set_progress(0.2)
         model.to(kind)
@@ -88,12 +99,16 @@ class Problem:
         nothing = Crossings(rays.t_far, rays.t_far > 99, look.t[:, :0], torch.zeros(len(rays), dtype=torch.int64), 1.0)
         rendering = shade(rays, model, look.t.to(kind), None, nothing, lambda _: behind)
         color, mask, smooth = look.weights
-        losses = [color * color_loss(rendering.rgb, look.target.to(kind), look.huber, look.outlier)]
+        asked = LossConfig(huber=look.huber, outlier=0.0 if math.isinf(look.outlier) else look.outlier)
+        plain = float(look.plain_colors)
+        seen = Seen(Batch(rays, look.target, None), rendering, nothing, look.target.to(kind), asked, plain, torch.Generator(), look.trust)
+        losses = [color * photometric(model, seen)]
         opaque = rendering.opacity, rendering.optical_depth
         losses.append(mask * mask_loss(*opaque, look.mask.to(kind)) if look.mask is not None else 0 * losses[0])
         pairs = look.pairs.to(kind).reshape(-1, 3)
         losses.append(smooth * smooth_loss(model.sample(pairs).normal, torch.ones(len(pairs) // 2, dtype=torch.bool)))
         parameters = [behind, model.field.table, model.field.w1, model.field.w2, *model.head.weights]
+        parameters += [] if model.appearance is None else [model.appearance.table]
         gradients = torch.autograd.grad(sum(losses), parameters, materialize_grads=True)
         return [*losses, ((rendering.rgb - look.target) ** 2).mean(), *gradients]
 
@@ -124,10 +139,23 @@ def test_huber(fast, huber):
 
 
 @pytest.mark.parametrize("outlier", [0.02, 0.3, 10.0])
-def test_outliers(fast, outlier):
+@pytest.mark.parametrize("plain_colors", [False, True])
+def test_outliers(fast, outlier, plain_colors):
     problem = Problem(13)
-    problem.look = replace(problem.look, outlier=outlier, huber=0.1 * (outlier < 1))
+    problem.look = replace(problem.look, outlier=outlier, huber=0.1 * (outlier < 1), plain_colors=plain_colors)
     assert_near(problem.fused(fast), problem.by_autograd(REFERENCE, torch.float64), MASK_TOLERANCE)
+
+
+def test_rays_that_count_for_less(fast):
+    problem = Problem(13)
+    g = torch.Generator().manual_seed(0)
+    problem.look = replace(problem.look, mask=None, trust=torch.rand(300, generator=g), outlier=0.3, huber=0.1)
+    found = problem.fused(fast)
+    assert_near(found, problem.by_autograd(REFERENCE, torch.float64), 1e-5)
+    problem.look = replace(problem.look, trust=None, outlier=float("inf"))
+    problem.look = replace(problem.look, huber=0.0)
+    loss = problem.fused(fast)[0]
+    torch.testing.assert_close(problem.errors.abs().sum(1).mean(), loss)
 
 
 @pytest.mark.parametrize("inputs", ["x,n,h,d", "h,d", "x,h"])
@@ -139,6 +167,28 @@ def test_reflected_direction(fast, inputs, seed):
     assert_near(found, problem.by_autograd(REFERENCE, torch.float64), 1e-5)
     problem.model.head.direction = "view"
     assert torch.equal(found[0], problem.fused(fast)[0]) == ("d" not in inputs)
+
+
+@pytest.mark.parametrize(
+    "dimensions, sets", [(1, []), (3, []), (8, []), (11, ["color.inputs=h", "color.hidden=1"]), (8, ["color.hidden=0"])]
+)
+def test_embeddings(fast, dimensions, sets):
+    problem = Problem(16, 300, 24, 20, f"color.appearance={dimensions}", *sets)
+    problem.look = replace(problem.look, mask=None)
+    found = problem.fused(fast)
+    assert_near(found, problem.by_autograd(fast, torch.float32), 1e-5)
+    assert_near(found, problem.by_autograd(REFERENCE, torch.float64), 1e-5)
+    assert found[-1].any(1).all()
+
+
+def test_embeddings_move_colours_alone(fast):
+    """What they do to the field they do through colours: without the colour loss nothing is left of them."""
+    problem = Problem(16, 300, 24, 20, "color.appearance=8")
+    problem.look = replace(problem.look, weights=(0.0, 0.3, 0.2))
+    first = problem.fused(fast)
+    problem.look = replace(problem.look, appearance=problem.look.appearance + 1)
+    again = problem.fused(fast)
+    assert not first[-1].any() and all(torch.equal(a, b) for a, b in zip(first[:3] + first[4:], again[:3] + again[4:], strict=True))
 
 
 def test_without_masks_and_pairs(fast):
@@ -187,7 +237,7 @@ def test_no_rays(fast, n, n_pairs):
 
 
 def test_same_bits_again_and_for_any_number_of_threads(fast):
-    problem = Problem(9, 900)
+    problem = Problem(9, 900, 24, 70, "color.appearance=8")
     first = problem.fused(fast)
     for threads in (2, 1, 5):
         again = problem.fused(NativeBackend(threads, native.SETS[fast._set]))
@@ -225,11 +275,14 @@ def test_wrong_shapes_are_refused(fast):
 
 @pytest.mark.parametrize(
     "background, sets",
-    [("random", []), ("model", []), ("random", ["color.direction=reflected", "loss.huber=0.1", "train.seed=1"])],  # no ReLU flips there
+    [
+        ("random", []), ("model", []), ("model", ["color.appearance=4"]),
+        ("random", ["color.direction=reflected", "loss.huber=0.1", "train.seed=1"]),  # no ReLU flips there
+    ],
 )
 def test_a_step_learns_what_autograd_learns(tiny, fast, background, sets):
     config = load_config(None, [*SMALL, "train.rays=200", "grid.steps=64", "train.steps=9", *sets])
-    run = Training(tiny, Model(config, fast, background), fast)
+    run = Training(tiny, Model(config, fast, background, len(tiny.images)), fast)
     run.model.field.w2.data[0] *= 10
     run.model.set_progress(0.2)
     run.model.update_grid(run.generator, everywhere=True)

@@ -20,10 +20,11 @@ def test_a_pixel_on_the_object_is_distance_over_focal_length(tmp_path):
     assert suggested_resolution(scene) == facts["finest_resolution"] == 512  # 96 cells would do: the least there is
 
 
-def test_the_suggested_resolution_grows_with_the_photographs(tmp_path):
-    sharp = replace(PINHOLE, params=(12_000.0, 12_000.0, 49.3, 35.1))  # a long lens
-    scene = load_scene(ball(tmp_path, cameras=(sharp,), masks=False, distance=50.0), SceneConfig(center=(0.0, 0.0, 0.0), radius=1.0))
-    assert suggested_resolution(scene) == round(4.0 * 12_000 / 50)
+@pytest.mark.parametrize("masks, views, cells", [(True, 12, 960), (False, 12, 256), (False, 32, 512), (False, 80, 960)])
+def test_the_suggested_resolution_grows_with_pixels_and_without_masks_also_with_photographs(tmp_path, masks, views, cells):
+    sharp = replace(PINHOLE, params=(12_000.0, 12_000.0, 49.3, 35.1))  # a long lens: 2 / (50 / 12000) pixels along the box
+    scene = load_scene(ball(tmp_path, views, (sharp,), masks=masks, distance=50.0), replace(BOX, radius=1.0))
+    assert suggested_resolution(scene) == cells
 
 
 def test_lengths_are_in_world_units(tmp_path):

@@ -1,9 +1,13 @@
 import math
 
+import pytest
 import torch
 
+from fastsurf.compositing import Rendering
 from fastsurf.config import LossConfig
-from fastsurf.losses import color_loss, mask_loss, outlier_scale, smooth_loss
+from fastsurf.losses import Seen, color_loss, mask_loss, outlier_scale, photometric, smooth_loss
+from fastsurf.rays import Batch, Rays
+from fastsurf.surface import Crossings
 
 
 def test_color_loss_sums_channels_and_averages_rays():
@@ -28,8 +32,25 @@ def test_a_ray_far_off_pulls_less_the_farther():
     torch.testing.assert_close(error.grad.abs().amax(1), torch.tensor([1 / 4, 1 / 25, 1 / 169], dtype=torch.float64) / 3)
 
 
+@pytest.mark.parametrize("plain", [0.0, 1.0])
+def test_colours_can_learn_from_outliers_when_weights_do_not(plain):
+    weight, colour = torch.tensor([[0.5], [0.8]], requires_grad=True), torch.tensor([[0.2, 0.4, 0.6], [1.0, 1.0, 1.0]], requires_grad=True)
+    paint = weight.detach() * colour
+    rgb, nothing = weight * colour, torch.zeros(2)
+    rendering = Rendering(rgb, nothing, nothing, nothing, nothing, nothing > 0, nothing, paint)
+    rays = Rays(torch.zeros(2, 3), torch.zeros(2, 3), nothing, nothing, nothing.long())
+    found, batch = Crossings(nothing, nothing > 0, nothing[:, None], nothing.long(), 1.0), Batch(rays, rgb, None)
+    loss = photometric(None, Seen(batch, rendering, found, torch.zeros(2, 3), LossConfig(outlier=0.3), plain, torch.Generator()))
+    off = torch.tensor([0.6, 2.4])
+    torch.testing.assert_close(loss, (off / (1 + off / 0.3)).mean())
+    loss.backward()
+    pull = (1 / (1 + off / 0.3) ** 2)[:, None] / 2  # of two rays
+    torch.testing.assert_close(weight.grad, pull * colour.sum(1, keepdim=True))
+    torch.testing.assert_close(colour.grad, (0.5 if plain else pull) * weight.expand(2, 3))
+
+
 def test_outliers_have_a_scale_of_their_own_where_there_are_masks():
-    assert outlier_scale(LossConfig(), True) == 0.2 and outlier_scale(LossConfig(), False) == math.inf
+    assert outlier_scale(LossConfig(), True) == 0.15 and outlier_scale(LossConfig(), False) == math.inf
     assert outlier_scale(LossConfig(outlier=0.0), True) == math.inf and outlier_scale(LossConfig(outlier=0.5), False) == 0.5
 
 

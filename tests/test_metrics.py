@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from fastsurf.cameras import Camera, View
-from fastsurf.errors import MeshError, SceneError
+from fastsurf.errors import MeshError, SceneError, UsageError
 from fastsurf.mesh import Mesh
 from fastsurf.meshio import read_mesh, write_mesh
-from fastsurf.metrics import Truth, psnr, read_truth, score_mesh, ssim
+from fastsurf.metrics import Truth, measure, psnr, read_thresholds, read_truth, score_mesh, ssim, sweep
 from fastsurf.shade import look_at
 
 
@@ -111,6 +111,45 @@ def test_normals_are_compared_by_angle_not_by_side() -> None:
     assert score_mesh(inverted, Truth(mesh=ball()), samples=20_000)["normal_error_deg"] < 2
     rough = replace(tilted, vertices=tilted.vertices * (1 + np.random.default_rng(0).normal(0, 0.01, (len(tilted.vertices), 1))))
     assert score_mesh(rough, Truth(mesh=ball()), samples=20_000)["normal_error_deg"] > 10
+
+
+def test_a_sweep_steps_where_the_surface_lies() -> None:
+    """A sphere 0.05 too large, with a half of the truth missing: precision goes from 0 to 1 at 0.05, recall to what is there."""
+    half = ball(1.05)
+    half = replace(half, faces=half.faces[(half.vertices[half.faces][:, :, 2] > -1e-9).all(1)])
+    thresholds = read_thresholds("0.04, 0.06,1%,2%,20%")
+    measured = measure(half, Truth(mesh=ball()), samples=50_000)
+    below, above, one, two, wide = sweep(measured, thresholds)
+    assert (below["threshold"], above["threshold"]) == (0.04, 0.06)
+    assert one["threshold"] == pytest.approx(0.02 * np.sqrt(3), rel=1e-3) and one["percent"] == pytest.approx(1)
+    assert above["percent"] == pytest.approx(100 * 0.06 / measured.diagonal)
+    for row in (below, one):
+        assert row["precision"] == row["recall"] == row["f1"] == 0
+    for row in (above, two):
+        assert row["precision"] == 1 and row["recall"] == pytest.approx(0.5, abs=0.03)
+        assert row["f1"] == pytest.approx(2 * row["recall"] / (1 + row["recall"]))
+    cosine = (1 + 1.05**2 - wide["threshold"] ** 2) / (2 * 1.05)  # of the angle from the rim at which the lower half ends to be near
+    assert wide["recall"] == pytest.approx(0.5 + 0.5 * np.sqrt(1 - cosine**2), abs=0.01)
+
+
+def test_distances_beyond_the_close_search_are_right_to_a_hundredth() -> None:
+    """A shell 0.3 away is 8.7 % of the diagonal: beyond 3 % only fewer samples are searched."""
+    for truth in (Truth(points=ball(subdivisions=6).vertices), Truth(mesh=ball())):
+        far = measure(ball(1.3), truth, samples=20_000)
+        assert far.to_true.mean() == pytest.approx(0.3, rel=0.01)
+        assert far.precision(0.309) > 0.99 and far.precision(0.297) == 0
+
+
+def test_nothing_found_is_nothing_at_every_threshold() -> None:
+    thresholds = read_thresholds("1%,500%")
+    for row in sweep(measure(ball(0.2, (0, 0, 50)), Truth(mesh=ball()), ring(4), samples=5_000), thresholds):
+        assert row["precision"] == row["recall"] == row["f1"] == 0
+
+
+@pytest.mark.parametrize("text", ["", "1%,", "x", "0", "-1%", "nan", "inf%", "1%%"])
+def test_thresholds_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"want lengths such as 0\.5%"):
+        read_thresholds(text)
 
 
 def test_what_no_camera_sees_neither_helps_nor_hurts() -> None:

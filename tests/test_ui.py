@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +19,9 @@ import pytest
 from fake_events import fake_events, fake_preview, fake_step
 
 import fastsurf
-from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Saved
+from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved
 from fastsurf.ui import why_plain
-from fastsurf.ui.jsonlines import JsonLines
+from fastsurf.ui.jsonlines import JsonLines, read_event
 from fastsurf.ui.pictures import Curve, half_blocks, sparkline
 from fastsurf.ui.plain import Plain, closing_lines, duration, quantity
 from fastsurf.ui.report import ARROWS, camera_map, report_lines
@@ -77,12 +77,52 @@ def test_the_screen_shows_phases_numbers_curves_and_pictures():
     assert "▀" not in "\n".join(text(board, 110, 32, pictures=False))
 
 
+def test_the_screen_follows_one_run_after_another():
+    """Phases that are runs: the bar counts steps whatever their name, curves begin again, and Ctrl-C promises no mesh."""
+    board = Board("compare fox", {name: Phase() for name in ("unisurf", "nerf")}, Clock())
+    board(PhaseStarted("unisurf"))
+    for step in (1, 20, 40):
+        board(fake_step(step, step / 40))
+    assert "step 40" in "\n".join(text(board)) and "Ctrl-C: stop ─" in text(board)[-1]
+    board(MeshProgress(0.0, "mesh"))
+    assert "  0%  mesh" in text(board)[2] and "step" not in text(board)[2]
+    board(PhaseDone("unisurf", 60.0))
+    board(PhaseStarted("nerf"))
+    assert "mesh" not in "\n".join(text(board))
+    board(fake_step(1, 0.1))
+    assert len(board.curves["loss"].values) == 1 and "✓ unisurf 1:00 ── ▶ nerf" in text(board)[1]
+
+
 def test_the_screen_says_what_ctrl_c_would_do():
     lines = text(training_board(), stopping=True)
     assert "finishing early" in lines[2] and "Ctrl-C again: stop at once" in lines[-1]
     assert "Ctrl-C: stop ─" in text(board_after([PhaseStarted("read")]))[-1]
     meshing = board_after([PhaseStarted("train"), fake_step(1, 0.1), PhaseDone("train", 1.0), PhaseStarted("mesh")])
     assert "Ctrl-C twice: stop at once" in text(meshing)[-1]
+
+
+def test_events_come_back_from_their_lines(tmp_path):
+    told = [e for e in fake_events(3) if not isinstance(e, MeshProgress | Preview)]
+    told.append(replace(fake_step(4, 1.0), psnr=math.inf, losses={"mask": math.nan}))
+    stream = io.StringIO()
+    lines = JsonLines(stream, every=0.0)
+    for event in told:
+        lines(event)
+    *back, last = map(read_event, stream.getvalue().splitlines())
+    assert [repr(e) for e in back] == [repr(rounded(e)) for e in told[:-1]]
+    assert last.step == 4 and math.isnan(last.psnr) and math.isnan(last.losses["mask"])
+    half = ('{"event": "step", "time": 1}', '{"event": "x", "time": 1}', '{"event": "note", "text": "a"}')
+    for wrong in ("", "no json", "[1]", "3", "{}", *half):
+        assert read_event(wrong) is None
+
+
+def rounded(event):
+    """As JSON lines carry numbers."""
+    numbers = {f.name: getattr(event, f.name) for f in fields(event)}
+    kept = {name: float(f"{value:.13g}") if isinstance(value, float) else value for name, value in numbers.items()}
+    if "losses" in kept:
+        kept["losses"] = {name: float(f"{value:.13g}") for name, value in kept["losses"].items()}
+    return type(event)(**kept)
 
 
 def test_phases_keep_their_order_and_new_ones_come_before_those_that_wait():

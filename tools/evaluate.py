@@ -20,13 +20,11 @@ import argparse
 import functools
 import hashlib
 import json
-import math
 import os
 import platform
 import re
 import shlex
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -36,42 +34,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 import fastsurf
-from fastsurf.cameras import View, rescale
+from fastsurf.child import ChildError, run_python
 from fastsurf.config import Config, from_dict, load_config, to_dict, to_toml
 from fastsurf.dtu import read_observation, scan_number, score_dtu
 from fastsurf.errors import FastsurfError, UsageError
-from fastsurf.figures import color_bar, contact_sheet, draw_error
+from fastsurf.figures import contact_sheet
 from fastsurf.files import write_whole
-from fastsurf.info import pixel_footprint
-from fastsurf.mesh import Mesh, components, is_watertight
-from fastsurf.meshio import read_mesh
-from fastsurf.metrics import Truth, distance_to, psnr, read_truth, score_mesh, ssim
+from fastsurf.metrics import Truth
 from fastsurf.pictures import png
-from fastsurf.reconstruction import background_kind
-from fastsurf.runs import picture_names, render_run
+from fastsurf.runs import read_json, write_json
 from fastsurf.scene import Scene, load_scene
-from fastsurf.shade import Picture, draw, rasterise
-from fastsurf.training import DEFAULT_RAYS
-from fastsurf.ui.jsonlines import finite
+from fastsurf.scoring import Scored, Tree, draw_view, error_bar, error_scale, load_picture, score_run, truth_of
+from fastsurf.tables import COLUMNS, escaped, in_brief, markdown_table, text
 
 PACKAGE = Path(fastsurf.__file__).parent
-SIDE = 360  # pixels of the longer side of a picture in a sheet
-HEAT_SHARE = 0.005  # of the truth's diagonal: where the colours of errors end
-COLUMNS = [  # heading, key, format
-    ("Chamfer %", "chamfer_pct", ".4f"), ("px", "chamfer_px", ".3f"), ("F@0.5 %", "f_score_05", ".4f"), ("F@1 %", "f_score", ".4f"),
-    ("normals °", "normal_error_deg", ".2f"), ("offset px", "offset_px", "+.3f"), ("DTU acc.", "dtu_accuracy", ".3f"),
-    ("DTU compl.", "dtu_completeness", ".3f"), ("DTU overall", "dtu_overall", ".3f"), ("PSNR", "psnr", ".2f"),
-    ("PSNR object", "psnr_object", ".2f"), ("SSIM", "ssim", ".4f"), ("mask IoU", "mask_iou", ".4f"), ("parts", "components", ".0f"),
-    ("watertight", "watertight", ""), ("faces", "faces", ".0f"), ("read s", "read_seconds", ".1f"), ("train s", "train_seconds", ".1f"),
-    ("mesh s", "mesh_seconds", ".1f"), ("wall s", "wall_seconds", ".1f"), ("CPU s", "cpu_seconds", ".1f"), ("MB", "peak_mb", ".0f"),
-    ("steps", "steps", ".0f"), ("M samples", "samples_millions", ".2f"),
-]  # fmt: skip
-
-Tree = dict[str, Any]  # as JSON has it
 
 
 @dataclass(frozen=True)
@@ -102,10 +79,6 @@ class Cell:
         scene, variant, budget, seed = self.label
         head = {"scene": scene, "variant": variant, "budget": budget, "seed": seed, "path": str(self.scene)}
         return {**head, "config": to_dict(self.config), "scoring": self.scoring}
-
-
-class CellError(Exception):
-    """A cell could not be made or scored, and why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,7 +138,7 @@ def evaluate(args: argparse.Namespace) -> int:
         start = time.monotonic()
         try:
             news = make(cell, folder, args.fresh, args.keep_checkpoints)
-        except CellError as e:
+        except ChildError as e:
             failed += 1
             write_json(folder / "failed.json", {**cell.tree(), "why": str(e)})
             news = f"FAILED: {e}"
@@ -227,16 +200,16 @@ def scene_name(scene: Path) -> str:
 def named_truths(given: Sequence[str], scenes: Sequence[str]) -> dict[str, Path]:
     """By scene."""
     truths = {}
-    for text in given:
-        name, equals, path = text.partition("=")
+    for words in given:
+        name, equals, path = words.partition("=")
         if not equals:
             if len(scenes) != 1:
-                raise UsageError(f"--gt {text}: with {len(scenes)} scenes say whose it is: --gt SCENE={text}")
-            name, path = scenes[0], text
+                raise UsageError(f"--gt {words}: with {len(scenes)} scenes say whose it is: --gt SCENE={words}")
+            name, path = scenes[0], words
         if name not in scenes:
-            raise UsageError(f"--gt {text}: no scene {name!r} among {', '.join(scenes)}")
+            raise UsageError(f"--gt {words}: no scene {name!r} among {', '.join(scenes)}")
         if not Path(path).exists():
-            raise UsageError(f"--gt {text}: no {path}")
+            raise UsageError(f"--gt {words}: no {path}")
         truths[name] = Path(path)
     return truths
 
@@ -263,7 +236,7 @@ def make(cell: Cell, folder: Path, fresh: bool, keep_checkpoint: bool) -> str:
     """Reconstruct and score what is not there yet, and say in a few words what came of it.
 
     Raises:
-        CellError: one of them failed.
+        ChildError: one of them failed.
     """
     made, scored = read_json(folder / "made.json"), read_json(folder / "scores.json")
     if made and fresh and made["sources"] != sources():
@@ -278,50 +251,15 @@ def make(cell: Cell, folder: Path, fresh: bool, keep_checkpoint: bool) -> str:
         write_whole(folder / "config.toml", to_toml(cell.config).encode())
         load = os.getloadavg()[0]
         words = ["-m", "fastsurf", "reconstruct", str(cell.scene), "--config", str(folder / "config.toml"), "--run", str(folder / "run")]
-        usage = child(words, folder / "log.txt", "the reconstruction")
+        usage = run_python(words, folder / "log.txt", "the reconstruction")
         made = {**usage, "load_before": load, "sources": sources(), "commit": commit(), "finished": time.time()}
         write_json(folder / "made.json", made)
     (folder / "scores.json").unlink(missing_ok=True)
-    child([str(Path(__file__).resolve()), "--score-cell", str(folder)], folder / "scoring.txt", "the scoring")
+    run_python([str(Path(__file__).resolve()), "--score-cell", str(folder)], folder / "scoring.txt", "the scoring")
     if not keep_checkpoint:
         (folder / "run" / "checkpoint.safetensors").unlink(missing_ok=True)
     scores = json.loads((folder / "scores.json").read_text())["scores"]
     return in_brief(scores)
-
-
-def in_brief(scores: Tree) -> str:
-    """The first things to know of a cell, in a line."""
-    facts = [("Chamfer {} %", "chamfer_pct", ".4f"), ("F@0.5 % {}", "f_score_05", ".3f"), ("normals {}°", "normal_error_deg", ".1f"),
-             ("PSNR {}", "psnr", ".2f"), ("made in {} s", "wall_seconds", ".0f")]  # fmt: skip
-    return ", ".join(words.format(format(scores[key], form)) for words, key, form in facts if scores.get(key) is not None)
-
-
-def child(words: Sequence[str], log: Path, what: str) -> dict[str, float]:
-    """Run Python in a process of its own, everything that it says in a file; its seconds and peak memory.
-
-    Raises:
-        CellError: it failed: the last line that it said.
-    """
-    paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    start = time.monotonic()
-    with log.open("wb") as file:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-        process = subprocess.Popen(
-            [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
-        )
-        try:
-            _, status, used = os.wait4(process.pid, 0)
-        except KeyboardInterrupt:
-            process.kill()
-            process.wait()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        ended = f"exit code {process.returncode}" if process.returncode > 0 else signal.Signals(-process.returncode).name
-        raise CellError(f"{what} ended with {ended}: {said[-1].strip() if said else 'it said nothing'} (all of it: {log})")
-    peak = used.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    return {"wall_seconds": time.monotonic() - start, "cpu_seconds": used.ru_utime + used.ru_stime, "peak_mb": peak}
 
 
 @functools.cache
@@ -351,97 +289,22 @@ def score(folder: Path) -> None:
     cell = read_json(folder / "cell.json")
     assert cell is not None, folder
     path, config, scoring = Path(cell["path"]), from_dict(cell["config"], str(folder / "cell.json")), cell["scoring"]
-    scene, mesh = load_scene(path, config.scene), read_mesh(folder / "run" / "mesh.ply")
-    made = read_json(folder / "made.json") or {}
-    scores: Tree = {key: made[key] for key in ("wall_seconds", "cpu_seconds", "peak_mb")}
-    scores |= from_log(folder / "run" / "log.jsonl", config)
-    scores |= {"components": int(components(mesh.vertices, mesh.faces).max()) + 1, "watertight": is_watertight(mesh.faces)}
-    scores |= {"faces": len(mesh.faces), "footprint": pixel_footprint(scene)}
-
+    scene, made = load_scene(path, config.scene), read_json(folder / "made.json") or {}
+    truth = truth_of(path, Path(scoring["gt"]) if scoring["gt"] else None)
+    scored = score_run(folder, config, scene, truth, scoring["samples"])
+    scores = {key: made[key] for key in ("wall_seconds", "cpu_seconds", "peak_mb")} | scored.scores
     home = path if path.is_dir() else path.parent
-    truth_path = Path(scoring["gt"]) if scoring["gt"] else home if (home / "gt").is_dir() else None
-    truth = read_truth(truth_path) if truth_path else None
-    if truth is not None:
-        scores |= against(mesh, truth, scene, scoring["samples"])
     if scoring["dtu"]:
-        scores |= {f"dtu_{k}": v for k, v in score_dtu(mesh, read_observation(Path(scoring["dtu"]), scan_number(home))).items()}
-    views = rendered(folder, scene, config)
-    if views:
-        per_view = {scene.capture.views[i].name: on_view(views[i], scene, i, config) for i in views}
-        scores |= means(per_view.values())
-    else:
-        per_view = {}
-    scores |= silhouettes(mesh, scene)
+        observed = read_observation(Path(scoring["dtu"]), scan_number(home))
+        scores |= {f"dtu_{k}": v for k, v in score_dtu(scored.mesh, observed).items()}
     external = {}
     if scoring["score_mesh"] and truth is not None:
         external["mesh"] = ask(scoring["score_mesh"], [folder / "run" / "mesh.ply", home], folder / "score_mesh.json")
     if scoring["score_images"] and any(scene.capture.views[i].split == "test" for i in scene.test):
         external["images"] = ask(scoring["score_images"], [folder / "views", home], folder / "score_images.json")
     if scoring["pictures"]:
-        draw_cell(folder / "pictures", mesh, truth, scene, views)
-    write_json(folder / "scores.json", {"scoring": scoring, "scores": scores, "views": per_view, "external": external})
-
-
-def from_log(log: Path, config: Config) -> Tree:
-    """Seconds by phase, steps, and samples: rays x samples on a ray x steps."""
-    events = [json.loads(line) for line in log.read_text().splitlines()]
-    facts: Tree = {f"{e['name']}_seconds": e["seconds"] for e in events if e["event"] == "phase_done"}
-    facts["steps"] = max((e["step"] for e in events if e["event"] == "step"), default=0)
-    rays = config.train.rays or DEFAULT_RAYS["cuda" if config.backend in ("cuda", "triton") else "cpu"]
-    facts["samples_millions"] = rays * (config.sampling.front + config.sampling.interval) * facts["steps"] / 1e6
-    return facts
-
-
-def against(mesh: Mesh, truth: Truth, scene: Scene, samples: int) -> Tree:
-    """Scores against the truth; of its lengths some in pixel footprints too."""
-    scores: Tree = dict(score_mesh(mesh, truth, [scene.capture.views[i] for i in scene.train], samples))
-    footprint = pixel_footprint(scene)
-    return scores | {"chamfer_px": scores["chamfer"] / footprint, "offset_px": scores["offset"] / footprint}
-
-
-def rendered(folder: Path, scene: Scene, config: Config) -> dict[int, Picture]:
-    """The held-out views as the model shows them, from DIR/views, where they are made first if they are not there."""
-    if not scene.test:
-        return {}
-    names = dict(zip(scene.test, picture_names([scene.capture.views[i].name for i in scene.test]), strict=True))
-    files = {i: folder / "views" / f"{name}.png" for i, name in names.items()}
-    if not all(file.is_file() for file in files.values()):
-        render_run(folder / "run", "test", folder / "views", config.backend, config.threads)
-        shutil.rmtree(folder / "views" / "depth")
-    return {i: np.asarray(Image.open(file).convert("RGB")) for i, file in files.items()}
-
-
-def on_view(picture: Picture, scene: Scene, i: int, config: Config) -> Tree:
-    """PSNR and SSIM of a held-out view; behind masks both show the same plain background."""
-    photo, shown, mask = scene.images[i].numpy() / 255, picture / 255, None
-    if scene.masks is not None:
-        mask = scene.masks[i].numpy() / 255
-        if (kind := background_kind(scene, config)) != "model":
-            photo = photo * mask[..., None] + (0.0 if kind == "black" else 1.0) * (1 - mask[..., None])
-    scores = {"psnr": psnr(shown, photo), "ssim": ssim(shown, photo)}
-    if mask is not None and (mask > 0.5).any():
-        scores["psnr_object"] = psnr(shown, photo, mask > 0.5)
-    return scores
-
-
-def silhouettes(mesh: Mesh, scene: Scene) -> Tree:
-    """Mean IoU of the mesh's silhouettes with the masks, in the held-out views or, without any, in the training views."""
-    if scene.masks is None:
-        return {}
-    shares = []
-    for i in scene.test or scene.train:
-        view, mask = scene.capture.views[i], scene.masks[i].numpy() > 127
-        shown = rasterise(mesh, view.camera, view.c2w).face >= 0
-        either = int((shown | mask).sum())
-        shares.append(int((shown & mask).sum()) / either if either else 1.0)
-    return {"mask_iou": statistics.fmean(shares)}
-
-
-def means(rows: Any) -> Tree:
-    """Of every number that the rows hold."""
-    rows = list(rows)
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return {key: statistics.fmean(row[key] for row in rows if key in row) for key in keys}
+        draw_cell(folder / "pictures", scored, truth, scene)
+    write_json(folder / "scores.json", {"scoring": scoring, "scores": scores, "views": scored.per_view, "external": external})
 
 
 def ask(command: str, arguments: Sequence[Path], answer: Path) -> Tree:
@@ -467,44 +330,16 @@ def ask(command: str, arguments: Sequence[Path], answer: Path) -> Tree:
 # ---- pictures
 
 
-def draw_cell(folder: Path, mesh: Mesh, truth: Truth | None, scene: Scene, views: dict[int, Picture]) -> None:
-    """Two views, held-out ones where there are any: photograph, rendering, shaded mesh, normals, error, each a PNG."""
+def draw_cell(folder: Path, scored: Scored, truth: Truth | None, scene: Scene) -> None:
+    """Two views, held-out ones where there are any: photograph, rendering, normals, shaded mesh, error, each a PNG."""
     shutil.rmtree(folder, ignore_errors=True)
-    distance, limit = (distance_to(truth), heat_limit(truth)) if truth is not None else (None, 0.0)
+    scale = error_scale(truth, scene) if truth is not None else None
     order = scene.test or scene.train
     for k, i in enumerate(dict.fromkeys([order[0], order[len(order) // 2]])):
-        view = small(scene.capture.views[i])
-        camera, c2w, size = view.camera, view.c2w, (view.camera.width, view.camera.height)
-        photo = scene.images[i].numpy()
-        if scene.masks is not None:
-            photo = np.where(scene.masks[i].numpy()[..., None] > 127, photo, 255)
-        pictures = {"photograph": resized(photo, size)}
-        if i in views:
-            pictures["rendering"] = resized(views[i], size)
-        pictures |= {"shaded": draw(mesh, camera, c2w), "normals": draw(mesh, camera, c2w, "normal")}
-        if distance is not None:
-            pictures["error"] = draw_error(mesh, distance, limit, camera, c2w)
-        for name, picture in pictures.items():
+        for name, picture in draw_view(scored.mesh, scene, i, scored.views.get(i), scale).items():
             write_whole(folder / f"{k}-{name}.png", png(picture))
-    if truth is not None:
-        write_json(folder / "error.json", {"limit": limit, "footprint": pixel_footprint(scene)})
-
-
-def heat_limit(truth: Truth) -> float:
-    """The distance at which the colours of errors end."""
-    points = truth.points if truth.points is not None else truth.mesh.vertices if truth.mesh is not None else np.zeros((1, 3))
-    return HEAT_SHARE * float(np.linalg.norm(np.ptp(points, axis=0)))
-
-
-def small(view: View) -> View:
-    """For a picture in a sheet."""
-    w, h = view.camera.width, view.camera.height
-    scale = min(1.0, SIDE / max(w, h))
-    return replace(view, camera=rescale(view.camera, max(1, round(w * scale)), max(1, round(h * scale))))
-
-
-def resized(picture: Picture, size: tuple[int, int]) -> Picture:
-    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize(size, Image.Resampling.BOX))
+    if scale is not None:
+        write_json(folder / "error.json", {"limit": scale.limit, "footprint": scale.footprint})
 
 
 def draw_sheets(out: Path, cells: Sequence[Tree]) -> list[Path]:
@@ -521,23 +356,14 @@ def draw_sheets(out: Path, cells: Sequence[Tree]) -> list[Path]:
         if not rows:
             continue
         known = {file.stem for _, folder in rows.values() for file in folder.glob("*.png")}
-        order = ["photograph", "rendering", "shaded", "normals", "error"]
+        order = ["photograph", "rendering", "normals", "shaded", "error"]
         columns = [name for k in (0, 1) for kind in order if (name := f"{k}-{kind}") in known]
         table = [(title, [load_picture(folder / f"{name}.png") for name in columns]) for title, folder in rows.values()]
         scale = next((tree for _, folder in rows.values() if (tree := read_json(folder / "error.json"))), None)
-        foot = None
-        if scale is not None:
-            share, pixels = f"{100 * HEAT_SHARE:g} % of the truth's diagonal", f"{scale['limit'] / scale['footprint']:.2g} pixel footprints"
-            note = f"({share}, {pixels})   grey: no truth"
-            foot = functools.partial(color_bar, limit=scale["limit"], note=note)
+        foot = error_bar(scale["limit"], scale["footprint"]) if scale is not None else None
         written.append(out / f"{scene}.png")
         write_whole(written[-1], png(contact_sheet([name.partition("-")[2] for name in columns], table, foot)))
     return written
-
-
-def load_picture(path: Path) -> Picture:
-    """Grey where a variant lacks one."""
-    return np.asarray(Image.open(path).convert("RGB")) if path.is_file() else np.full((8, 8, 3), 205, np.uint8)
 
 
 # ---- tables
@@ -614,22 +440,22 @@ def markdown(cells: Sequence[Tree], sheets: Sequence[Path], machine: Tree) -> st
             [*(group[h] for h in heads[:3]), str(len(group["seeds"])), *(spread_text(group, key, form) for _, key, form in used)]
             for group in groups
         ]
-        lines += ["", "## Medians over seeds (± half of greatest less least)", "", *table([*heads[:3], "seeds", *headings], rows)]
+        lines += ["", "## Medians over seeds (± half of greatest less least)", "", *markdown_table([*heads[:3], "seeds", *headings], rows)]
     rows = []
     for cell in cells:
         row = [str(cell[h]) for h in heads]
         if "failed" in cell:
-            row.append("**failed**: " + cell["failed"].replace("|", "\\|"))
+            row.append("**failed**: " + escaped(cell["failed"]))
         else:
             row += [text(cell["scores"].get(key), form) for _, key, form in used] + [cell[name] for name in sources_column]
         rows.append(row)
-    lines += ["", "## Cells", "", *table([*heads, *(headings or ["outcome"]), *sources_column], rows)]
+    lines += ["", "## Cells", "", *markdown_table([*heads, *(headings or ["outcome"]), *sources_column], rows)]
     for kind in ("mesh", "images"):
         asked = [cell for cell in finished if kind in cell["external"]]
         keys = list(dict.fromkeys(key for cell in asked for key in cell["external"][kind]))
         rows = [[*(str(cell[h]) for h in heads), *(text(cell["external"][kind].get(key), ".5g") for key in keys)] for cell in asked]
         if rows:
-            lines += ["", f"## What the other program says of the {kind}", "", *table([*heads, *keys], rows)]
+            lines += ["", f"## What the other program says of the {kind}", "", *markdown_table([*heads, *keys], rows)]
     if sheets:
         lines += ["", "## Pictures", *(f"\n![{sheet.stem}]({sheet.name})" for sheet in sheets)]
     lines.append(LEGEND)
@@ -654,39 +480,6 @@ def spread_text(row: Tree, key: str, form: str) -> str:
     if key == "watertight":
         return f"{row['median'][key]:.0%}" if row["spread"][key] else text(bool(row["median"][key]), "")
     return f"{row['median'][key]:{form}}" + (f" ± {row['spread'][key] / 2:{form.lstrip('+')}}" if len(row["seeds"]) > 1 else "")
-
-
-def text(value: Any, form: str) -> str:
-    """A number, yes or no, or a dash for nothing."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value) if isinstance(value, int) else f"{value:{form}}"
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown; short rows are filled up."""
-    full = [[*row, *[""] * (len(heads) - len(row))] for row in rows]
-    return ["| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *full]]
-
-
-def read_json(path: Path) -> Tree | None:
-    """None where there is none. Files are written whole, so what is there can be read."""
-    tree: Tree | None = json.loads(path.read_text()) if path.is_file() else None
-    return tree
-
-
-def write_json(path: Path, tree: Any) -> None:
-    """With null for numbers that are not finite."""
-    write_whole(path, (json.dumps(plain(tree), indent=1) + "\n").encode())
-
-
-def plain(tree: Any) -> Any:
-    """What JSON can say, all the way down."""
-    if isinstance(tree, dict):
-        return {key: plain(value) for key, value in tree.items()}
-    return [plain(value) for value in tree] if isinstance(tree, list | tuple) else finite(tree)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,9 @@ class Look:
     least_weight: float  # samples that weigh less have no colour
     huber: float = 0.0  # threshold of the colour loss
     outlier: float = math.inf  # and its scale of outliers
+    plain_colors: bool = False  # colours, but not weights, are blamed as if there were no outliers
+    appearance: Tensor | None = None  # (n_rays, a) embeddings of the rays' photographs, which the head sees
+    trust: Tensor | None = None  # (n_rays,) factors of the rays' colour losses
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,16 @@ class Gradients:
     w1: Tensor
     w2: Tensor
     head: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a training step leaves besides `Gradients`."""
+
+    losses: Tensor  # (4,): color, mask and smooth, weighed, and the mean squared error
+    behind: Tensor  # (n_rays, 3), gradient of `Look.behind`
+    appearance: Tensor | None  # (n_rays, a), of the embeddings
+    errors: Tensor  # (n_rays, 3), colours less `Look.target`
 
 
 @dataclass(frozen=True)
@@ -214,12 +227,8 @@ class FusedBackend(Backend, Protocol):
         """`OccupancyGrid.update` for sharpness times the level of `first_crossing`."""
         ...
 
-    def train_step(self, look: Look, parameters: Parameters, gradients: Gradients) -> tuple[Tensor, Tensor]:
-        """Render, compare, and overwrite `gradients` with those of the sum of the losses (losses.py).
-
-        Returns:
-            the losses color, mask and smooth, weighed, and the mean squared error: (4,); and the gradient of `look.behind`.
-        """
+    def train_step(self, look: Look, parameters: Parameters, gradients: Gradients) -> Learned:
+        """Render, compare, and overwrite `gradients` with those of the sum of the losses (losses.py)."""
         ...
 
 

@@ -19,9 +19,9 @@ from ..compositing import weights_of
 from ..encoding import Level
 from ..errors import BackendError
 from ..rays import Batch, Rays
-from . import Aim, Gradients, Look, Parameters, Photographs, Placed, Refresh
+from . import Aim, Gradients, Learned, Look, Parameters, Photographs, Placed, Refresh
 
-ABI = 5
+ABI = 6
 SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
 LIBRARY = "_fastsurf_native"
 COLORS, HARMONICS = 3, 16  # outputs of the colour head that count, and its inputs for the direction
@@ -54,6 +54,10 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("inputs", "reflected")),
         ("huber", ctypes.c_float),
         ("outlier", ctypes.c_float),
+        ("plain_colors", ctypes.c_int32),
+        ("appearance", ctypes.c_void_p),
+        ("trust", ctypes.c_void_p),
+        ("dimensions", ctypes.c_int32),
     )
 
 
@@ -73,7 +77,7 @@ class _Photographs(ctypes.Structure):
 class _Seen(ctypes.Structure):
     """native.h's Seen."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("origins", "directions", "t_near", "t_far", "rgb", "mask", "view"))
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("origins", "directions", "t_near", "t_far", "rgb", "mask", "view", "pixel"))
 
 
 class _Aim(ctypes.Structure):
@@ -108,7 +112,9 @@ class _Refresh(ctypes.Structure):
 class _StepResult(ctypes.Structure):
     """native.h's StepResult."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("losses", "d_table", "d_w1", "d_w2", "d_head", "d_behind"))
+    _fields_ = tuple(
+        (name, ctypes.c_void_p) for name in ("losses", "d_table", "d_w1", "d_w2", "d_head", "d_behind", "d_appearance", "errors")
+    )
 
 
 class NativeBackend:
@@ -215,10 +221,10 @@ class NativeBackend:
             *(a for ends, shifts, size in p.pools for a in (ends.data_ptr(), shifts.data_ptr(), len(ends), size)),
         )  # fmt: skip
         o, d, near, far, rgb = torch.empty(n, 3), torch.empty(n, 3), torch.empty(n), torch.empty(n), torch.empty(n, 3)
-        mask, view = None if p.coverage is None else torch.empty(n), torch.empty(n, dtype=torch.int64)
-        seen = _Seen(*(None if a is None else a.data_ptr() for a in (o, d, near, far, rgb, mask, view)))
+        mask, (view, pixel) = None if p.coverage is None else torch.empty(n), torch.empty(2, n, dtype=torch.int64)
+        seen = _Seen(*(None if a is None else a.data_ptr() for a in (o, d, near, far, rgb, mask, view, pixel)))
         self._call("see", ctypes.byref(packed), drawn, n, n_object, ctypes.byref(seen))
-        return Batch(Rays(o, d, near, far, view), rgb, mask)
+        return Batch(Rays(o, d, near, far, view), rgb, mask, pixel)
 
     def place(self, aim: Aim, parameters: Parameters) -> Placed:
         """See `FusedBackend.place`."""
@@ -250,7 +256,7 @@ class NativeBackend:
         )  # fmt: skip
         self._call("update_grid", *_grid(tuple(p.levels), p.table), *_net(p.levels, p.w1, p.w2), ctypes.byref(packed))
 
-    def train_step(self, look: Look, parameters: Parameters, gradients: Gradients) -> tuple[Tensor, Tensor]:
+    def train_step(self, look: Look, parameters: Parameters, gradients: Gradients) -> Learned:
         """See `FusedBackend.train_step`."""
         rays, p = look.rays, parameters
         n, cells = len(rays), look.occupied.shape[0]
@@ -258,27 +264,34 @@ class NativeBackend:
         assert look.occupied.dtype == torch.bool and look.occupied.shape == (cells, cells, cells), look.occupied.shape
         bundle = [_points(rays.origins), _points(rays.directions), _float(rays.t_near), _float(rays.t_far), _float(look.t)]
         colors = [_points(look.behind), _points(look.target), None if look.mask is None else _float(look.mask)]
-        assert all(len(a) == n for a in (*bundle, *colors) if a is not None), [a.shape for a in (*bundle, *colors) if a is not None]
-        used = _used_part(p.head, COLORS, HARMONICS + p.w2.shape[0] - 1 + 6)
+        embedded = None if look.appearance is None else _float(look.appearance)
+        trust = None if look.trust is None else _float(look.trust)
+        per_ray = [a for a in (*bundle, *colors, embedded, trust) if a is not None]
+        assert all(len(a) == n for a in per_ray) and (embedded is None or embedded.ndim == 2), [a.shape for a in per_ray]
+        dimensions = 0 if embedded is None else embedded.shape[1]
+        used = _used_part(p.head, COLORS, HARMONICS + p.w2.shape[0] - 1 + 6 + dimensions)
         widths, head = _layers(used)
         losses, d_behind, d_head = torch.empty(4), torch.empty(n, 3), torch.empty_like(head)
         held = [*bundle, look.occupied.contiguous(), *colors, _float(look.pairs)]
         step = _Step(
             *(None if a is None else a.data_ptr() for a in held), n, look.pairs.shape[1], look.t.shape[1], cells,
             p.prior_radius, p.sharpness, look.least_weight, *look.weights, sum(1 << "dhnx".index(key) for key in p.inputs),
-            p.reflected, look.huber, look.outlier,
+            p.reflected, look.huber, look.outlier, look.plain_colors,
+            *(None if a is None else a.data_ptr() for a in (embedded, trust)), dimensions,
         )  # fmt: skip
-        into = [losses, gradients.table, gradients.w1, gradients.w2, d_head, d_behind]
-        for a, b in zip(into[1:4], (p.table, p.w1, p.w2), strict=True):
+        d_embedded = None if embedded is None else torch.empty_like(embedded)
+        errors = torch.empty(n, 3)
+        into = [losses, gradients.table, gradients.w1, gradients.w2, d_head, d_behind, d_embedded, errors]
+        for a, b in zip((gradients.table, gradients.w1, gradients.w2), (p.table, p.w1, p.w2), strict=True):
             assert a.shape == b.shape and a.is_contiguous() and a.dtype == torch.float32, (a.shape, b.shape, a.dtype)
-        result = _StepResult(*(a.data_ptr() for a in into))
+        result = _StepResult(*(None if a is None else a.data_ptr() for a in into))
         field = (*_grid(tuple(p.levels), p.table), *_net(p.levels, p.w1, p.w2))
         layout = (ctypes.c_int32 * len(widths))(*widths)
         self._call("train_step", *field, layout, len(p.head), head, ctypes.byref(step), ctypes.byref(result))
         parts = torch.split(d_head, [w.numel() for w in used])
         for gradient, part, w in zip(gradients.head, parts, used, strict=True):
             gradient.zero_()[: w.shape[0], : w.shape[1]] = part.view_as(w)
-        return losses, d_behind
+        return Learned(losses, d_behind, d_embedded, errors)
 
     def adam_(
         self, p: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: int, rate: float, betas: tuple[float, float], eps: float

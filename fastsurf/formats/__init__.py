@@ -89,9 +89,5 @@ def _nothing_found(path: Path, formats: list[str]) -> str:
         return f"{message}. Cameras are one level down: try {path / inside[0]}" + (f" (or {', '.join(inside[1:4])})" if inside[1:] else "")
     photographs = next((p for p in (path, *folders) if any(f.suffix.lower() in SUFFIXES for f in p.iterdir())), None)
     if photographs is not None and len(formats) > 1:
-        work = path if photographs != path else path.parent / f"{path.name}_colmap"
-        message += (
-            f". Photographs need cameras: run `colmap automatic_reconstructor --image_path {photographs} --workspace_path {work} "
-            f"--dense 0`, put the photographs into {work / 'images'}, then use {work}"
-        )
+        message += f". Photographs need cameras: `fastsurf poses {path} -o {path.with_name(path.name + '_scene')}` finds them"
     return message

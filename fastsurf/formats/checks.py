@@ -235,6 +235,39 @@ def _find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool) -
     return bare, False, ["the photographs' alpha channel is opaque everywhere and no mask"]
 
 
+def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
+    """Views with the pictures that say which of their pixels to leave out: those of a folder, named as the photographs, or instant-ngp's
+    dynamic_mask_NAME.png beside them. A photograph without one is whole.
+
+    Args:
+        where: auto (the folder `ignore`, then instant-ngp's), none or a folder.
+
+    Raises:
+        SceneError: no such folder, nothing in it that belongs to these photographs, or a picture of another shape than its photograph.
+    """
+    folder = path / "ignore" if where == "auto" else next((f for f in (Path(where), path / where) if f.is_dir()), None)
+    if where == "none":
+        return [replace(view, ignore=None) for view in views]
+    if folder is None:
+        raise SceneError(f"scene.ignore: want auto, none or a folder, found {where!r}, which is no folder")
+    if folder.is_dir():
+        by_name = {p.relative_to(folder).with_suffix("").as_posix(): p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES}
+        found = [_mask_of(view, by_name) for view in views]
+        if by_name and not any(found):
+            raise SceneError(
+                f"{folder}: none of its {len(by_name)} pictures is named as a photograph, such as {Path(views[0].name).stem}.png; "
+                "rename them, or set scene.ignore=none"
+            )
+    else:
+        beside = [view.image.with_name(f"dynamic_mask_{view.image.stem}.png") for view in views]
+        found = [file if file.is_file() else None for file in beside]
+    views = [replace(view, ignore=file or view.ignore) for view, file in zip(views, found, strict=True)]
+    for view in views:
+        if view.ignore is not None:
+            _check_shape("picture of what to ignore", view.ignore, view.camera)
+    return views
+
+
 def _masks_from(folder: Path, views: Sequence[View], in_order: bool, explicit: bool) -> list[View]:
     """Masks of a folder by stem, by whole name with another extension behind, or in order; empty when none belongs to these views."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
@@ -267,11 +300,14 @@ def _mask_of(view: View, by_name: dict[str, Path]) -> Path | None:
 def _same_shape(views: Sequence[View]) -> list[View]:
     for view in views:
         assert view.mask is not None
-        width, height = image_size(view.mask)
-        camera = view.camera
-        if abs(height - camera.height * width / camera.width) > SIZE_NOISE * max(1.0, width / camera.width):
-            raise SceneError(f"mask {view.mask} is {width}x{height}, its photograph {camera.width}x{camera.height}; want the same shape")
+        _check_shape("mask", view.mask, view.camera)
     return list(views)
+
+
+def _check_shape(what: str, file: Path, camera: Camera) -> None:
+    width, height = image_size(file)
+    if abs(height - camera.height * width / camera.width) > SIZE_NOISE * max(1.0, width / camera.width):
+        raise SceneError(f"{what} {file} is {width}x{height}, its photograph {camera.width}x{camera.height}; want the same shape")
 
 
 def _has_alpha(file: Path) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..compositing import Rendering, occupancy
+from ..compositing import Rendering, density, occupancy
 from ..config import Config
 from ..field import Field, OccupancyField
 from ..losses import Seen, mask_term, photometric, smoothness
@@ -17,7 +17,12 @@ from ..rays import Rays
 from ..render import BackgroundFn, Samples, Solid, render_unified
 from ..sampling import shrinking
 from ..surface import Crossings
-from . import idr
+from . import idr, nerf
+
+
+def samples_per_ray(config: Config) -> int:
+    """Those that are placed."""
+    return config.sampling.front + config.sampling.interval
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Method:
     render: Callable[[Rays, Solid, float | Tensor, Samples, BackgroundFn], tuple[Rendering, Crossings]]
     losses: Mapping[str, Callable[[Solid, Seen], Tensor]]  # by the name of its weight in LossConfig; in the order in which they are shown
     fused: bool  # the native training step knows it
+    looks: Callable[[Config], int] = samples_per_ray  # points of a ray that may be culled, for the grid's error budget
     recordable: bool = True  # on a GPU no value decides a shape (see `Solid.dense`)
     wants_masks: bool = False  # without them the outline is not learned
 
@@ -47,7 +53,16 @@ UNISURF = Method(  # Oechsle, Peng and Geiger 2021
     losses={"color": photometric, "mask": mask_term, "smooth": smoothness},
     fused=True,
 )
-IDR = Method(
+NERF = Method(  # Mildenhall et al. 2020
+    field=nerf.DensityField,
+    schedule=nerf.whole_ray,
+    opacity=density,
+    render=nerf.render,
+    losses={"color": photometric, "mask": mask_term},
+    fused=False,
+    looks=lambda config: config.grid.steps,
+)
+IDR = Method(  # Yariv et al. 2020
     field=idr.field,
     schedule=idr.schedule,
     opacity=idr.opacity,
@@ -57,4 +72,5 @@ IDR = Method(
     recordable=False,
     wants_masks=True,
 )
-METHODS = {"unisurf": UNISURF, "idr": IDR}
+WILD = UNISURF  # with what configs/wild.toml has different: colours see an embedding of the photograph
+METHODS = {"unisurf": UNISURF, "nerf": NERF, "idr": IDR, "wild": WILD}

@@ -14,7 +14,9 @@ from typing import Any, TextIO
 
 from ..hooks import Event, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, TrainState
 
-NAMES = {PhaseStarted: "phase", PhaseDone: "phase_done", TrainState: "step", Note: "note", Saved: "saved"}
+Told = PhaseStarted | PhaseDone | TrainState | Note | Saved
+NAMES: dict[type[Told], str] = {PhaseStarted: "phase", PhaseDone: "phase_done", TrainState: "step", Note: "note", Saved: "saved"}
+KINDS = {name: kind for kind, name in NAMES.items()}
 
 
 class JsonLines:
@@ -59,7 +61,7 @@ class JsonLines:
             self._write(self._waiting, now)
             self._waiting = None
 
-    def _write(self, event: PhaseStarted | PhaseDone | TrainState | Note | Saved, now: float) -> None:
+    def _write(self, event: Told, now: float) -> None:
         record = {"event": NAMES[type(event)], "time": now} | dataclasses.asdict(event)
         line = json.dumps(finite(record), ensure_ascii=False) + "\n"
         if self._file is None:
@@ -82,6 +84,26 @@ def finite(value: Any) -> Any:
     """`value` as JSON can say it: numbers that are not finite become null, paths text."""
     if isinstance(value, dict):
         return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
     if isinstance(value, float):
         return float(f"{value:.13g}") if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
+
+
+def read_event(line: str) -> Told | None:
+    """The event that became this line; None where it is no such line. Numbers that became null are NaN."""
+    try:
+        tree = json.loads(line)
+        kind = KINDS[tree.pop("event")]
+        del tree["time"]
+        if kind is TrainState:
+            tree = _with_nan(tree)
+        return kind(**tree | ({"path": Path(tree["path"])} if kind is Saved else {}))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _with_nan(tree: dict[str, Any]) -> dict[str, Any]:
+    numbers = {key: math.nan if value is None else value for key, value in tree.items()}
+    return {key: _with_nan(value) if isinstance(value, dict) else value for key, value in numbers.items()}

@@ -88,6 +88,32 @@ def closing_lines(
     ]
 
 
+def placed_lines(
+    path: str, placed: tuple[int, int], points: int, error: float, track: float, cameras: Sequence[tuple[str, float, int, int]],
+    seconds: Mapping[str, float], next_command: str,
+) -> list[str]:  # fmt: skip
+    """What stays on the screen when cameras have been found.
+
+    Args:
+        placed: photographs with a pose, of how many.
+        error: mean reprojection error, pixels.
+        track: photographs that a point is seen in, on average.
+        cameras: model, focal length, width and height of each.
+        seconds: by phase; empty when nothing was left to do.
+    """
+    model, focal, width, height = cameras[0]
+    lens = f"{model}, focal length {focal:.0f} pixels of {width} x {height}" if len(cameras) == 1 else f"{len(cameras)} different ones"
+    took = f"{duration(sum(seconds.values()))} ({', '.join(f'{name} {duration(s)}' for name, s in seconds.items())})"
+    return [
+        f"scene  {path}",
+        f"placed {placed[0]} of {placed[1]} photographs, off by {error:.2f} pixels on average",
+        f"points {points:,}, each seen in {track:.1f} photographs",
+        f"camera {lens}",
+        f"time   {took if seconds else 'none: it was finished before'}",
+        f"next   {next_command}",
+    ]
+
+
 def duration(seconds: float) -> str:
     """0:07, 12:34, 1:02:03; ?:?? when not known."""
     if not 0 <= seconds < 1e7:

@@ -29,6 +29,7 @@ from .plain import duration, quantity
 FRAMES_PER_SECOND = 2.0
 METRICS = 38  # columns that numbers and curves get at least
 CURVE_COLUMNS = 40  # and the most that a curve gets
+DOING = 24  # characters beside the bar
 
 Line = list[Segment]
 
@@ -56,6 +57,8 @@ class Board:
     curves: dict[str, Curve] = field(default_factory=lambda: {name: Curve() for name in ("loss", "psnr", "interval", "occupied", "speed")})
     preview: Preview | None = None
     done: float | None = None  # of the present phase
+    doing: str = ""  # a word on it
+    stepping: bool = False  # whether that is training
     notes: list[str] = field(default_factory=list)
     saved: float | None = None  # time of the last checkpoint
 
@@ -67,19 +70,21 @@ class Board:
                 self.phases[name] = Phase(self.clock(), None, detail)
                 for other in waiting:
                     self.phases[other] = self.phases.pop(other)
-                self.done = None
+                self.done, self.doing, self.stepping = None, "", False
             case PhaseDone(name, seconds, detail):
                 self.phases[name] = Phase(0.0, seconds, detail)
                 self.done = None
             case TrainState():
-                self.state, self.done = event, event.progress
+                if self.state is not None and event.step < self.state.step:  # another run
+                    self.curves = {name: Curve() for name in self.curves}
+                self.state, self.done, self.stepping = event, event.progress, True
                 numbers = (event.loss, event.psnr, event.half_width, event.occupied, event.samples_per_second)
                 for curve, number in zip(self.curves.values(), numbers, strict=True):
                     curve.add(number)
             case Preview():
                 self.preview = event
-            case MeshProgress(done, _):
-                self.done = done
+            case MeshProgress(done, detail):
+                self.done, self.doing, self.stepping = done, detail, False
             case Note(text):
                 self.notes.append(text)
             case Saved("checkpoint", _):
@@ -194,7 +199,7 @@ def _hint(board: Board, stopping: bool) -> str:
         return "Ctrl-C again: stop at once, keep the last checkpoint"
     if board.current is not None and board.current[0] == "train":
         return "Ctrl-C: finish early and write the mesh"
-    return "Ctrl-C: stop" if board.state is None else "Ctrl-C twice: stop at once, keep the last checkpoint"
+    return "Ctrl-C: stop" if board.state is None or "train" not in board.phases else "Ctrl-C twice: stop at once, keep the last checkpoint"
 
 
 def _border(left: str, right: str, width: int, title: str, end: str) -> Line:
@@ -221,10 +226,12 @@ def _bar_line(board: Board, inner: int, stopping: bool) -> Line:
     if current is None or board.done is None:
         return []
     words = f"  {board.done:4.0%}"
-    if current[0] == "train" and board.state is not None:
+    if board.stepping and board.state is not None:
         words += f"  step {board.state.step:,}  {duration(board.state.seconds_left)} left"
+    elif board.doing:
+        words += f"  {_cut(board.doing, DOING)}"
     if stopping:
-        words += "  finishing early" if current[0] == "train" else "  writing the mesh"
+        words += "  finishing early" if board.stepping else "  writing the mesh"
     columns = max(8, inner - len(words))
     full = round(min(max(board.done, 0.0), 1.0) * columns)
     return [Segment("━" * full, GREEN), Segment("─" * (columns - full), DIM), Segment(words, PLAIN)]

@@ -51,7 +51,7 @@ int guarded(int set, bool sound, F body) {
 
 }  // namespace
 
-API int fastsurf_abi() { return 5; }
+API int fastsurf_abi() { return 6; }
 
 API int fastsurf_has(int set) { return kernels_for(set) != nullptr; }
 
@@ -148,7 +148,8 @@ API int fastsurf_mlp_backward(int set, int threads, const int32_t* widths, int l
 API int fastsurf_train_step(int set, int threads, const Level* levels, int n_levels, const float* table, int64_t entries, int hidden, int outputs,
                             const float* w1, const float* w2, const int32_t* widths, int layers, const float* head, const Step* step,
                             const StepResult* result) {
-  const bool sound = fits(levels, n_levels, entries) && hidden > 0 && outputs > 0 && layers >= 1 && layers <= 17 && widths[0] >= 16 + outputs + 5 &&
+  const bool sound = fits(levels, n_levels, entries) && hidden > 0 && outputs > 0 && layers >= 1 && layers <= 17 && step->dimensions >= 0 &&
+                     widths[0] >= 16 + outputs + 5 + step->dimensions &&
                      widths[layers] >= 3 && step->n >= 0 && step->n_pairs >= 0 && step->samples >= 0 && step->cells > 0;
   return guarded(set, sound, [&](const Kernels& k) {
     k.train_step({levels, n_levels, table, entries}, {hidden, outputs, w1, w2}, widths, layers, head, *step, threads, *result);

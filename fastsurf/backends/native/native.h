@@ -86,7 +86,7 @@ struct Saved {      // what a forward pass of the field leaves for the backward 
 // A step of training: rays with samples on them, what they should show, and pairs of points whose normals should agree.
 //   p scene position, g = d level / dp, normal n = -g / |g|, level = out[0] + prior_radius - |p|, alpha = sigmoid(sharpness level) in cells in use.
 //   T_j = prod_{i<j} (1 - k alpha_i), k just below 1; weight = alpha T; rgb = sum weight c + (1 - sum weight) behind; c = sigmoid(head)
-//   Head's inputs: 16 spherical harmonics of the direction, the features out[1..], n, p, zeros.
+//   Head's inputs: 16 spherical harmonics of the direction, the features out[1..], n, p, the ray's embedding, zeros.
 // A ray's samples in use lie "packed", one after the other; rays share tiles of about 2 TILE of them, pairs of points tiles of TILE.
 struct Step {
   const float *rays_o, *rays_d, *t_near, *t_far;  // (n, 3), (n,)
@@ -103,11 +103,16 @@ struct Step {
   int32_t reflected;                             // harmonics of d - 2 (n . d) n instead of d; n isn't blamed for that
   float huber;                                   // colours off by less are blamed in proportion; 0: all alike
   float outlier;                                 // rays off by this are blamed a quarter as much as others
+  int32_t plain_colors;                          // 1: colours, but not weights, are blamed as if there were no outliers
+  const float* appearance;                       // (n, dimensions), embeddings
+  const float* trust;                            // (n,) factors of the rays' colour losses, or null
+  int32_t dimensions;
 };
 
-struct StepResult {  // all overwritten; the last one may be null
+struct StepResult {  // all overwritten; d_behind and d_appearance may be null
   float* losses;     // color, mask, smooth, mean squared error
   float *d_table, *d_w1, *d_w2, *d_head, *d_behind;
+  float *d_appearance, *errors;  // (n, dimensions); (n, 3), rgb - target
 };
 
 struct Kernels {
@@ -190,7 +195,7 @@ struct Photographs {  // as scene.py holds them: pixels.py's nodes, poses, one b
 
 struct Seen {  // a batch; mask is not written without coverage
   float *origins, *directions, *t_near, *t_far, *rgb, *mask;
-  int64_t* view;
+  int64_t *view, *pixel;
 };
 
 // Rays and colours of pixels, `n_object` drawn from the one pool and then the others from the rest; false where a pool has less.

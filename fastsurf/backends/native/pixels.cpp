@@ -71,7 +71,7 @@ bool see(const Photographs& p, const int64_t* drawn, int64_t n, int64_t n_object
       }
       seen.t_near[i] = near;
       seen.t_far[i] = blind || far < near ? near : far;
-      seen.view[i] = view;
+      seen.view[i] = view, seen.pixel[i] = pixel;
       for (int k = 0; k < 3; k++) seen.rgb[3 * i + k] = static_cast<float>(p.colors[3 * pixel + k]) / 255.0f;
       if (p.coverage) seen.mask[i] = static_cast<float>(p.coverage[pixel]) / 255.0f;
     }

@@ -66,7 +66,7 @@ struct StepWork {  // what all threads share
   float *x, *q, *g_h, *u;   // of packed points, in blocks: x and q of 3, G_h, u (h before it is known)
   float* jacobian;          // blocks of the packed points from `slopes_from` on
   int64_t slopes_from;
-  float* d_behind;
+  float *d_behind, *d_appearance, *errors;
 };
 
 // From the middle of the scene, kept off 0
@@ -128,7 +128,7 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
   const Step& s = work.step;
   const int y_row = work.head.p[work.head.layers];
   const float *behind = s.behind + 3 * ray, *target = s.target + 3 * ray, share = 1.0f / float(s.n);
-  float rgb[3] = {}, d_rgb[3], opacity = 0.0f;
+  float rgb[3] = {}, d_rgb[3], d_paint[3], opacity = 0.0f;  // gradients as weights see them, and as colours do
   for (int i = first; i < end; i++) {
     opacity += t.weight[i];
     if (t.row_of[i] < 0) continue;
@@ -139,13 +139,16 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
     const float error = rgb[c] + (1.0f - opacity) * behind[c] - target[c], size = __builtin_fabsf(error);
     off += size < s.huber ? 0.5f * error * error / s.huber : size - 0.5f * s.huber;
     totals.square += error * error;
+    work.errors[3 * ray + c] = error;
     d_rgb[c] = size < s.huber ? error / s.huber : error > 0.0f ? 1.0f : error < 0.0f ? -1.0f : 0.0f;
   }
-  const float trust = 1.0f / (1.0f + off / s.outlier);
-  totals.color += off * trust;
+  const float factor = s.trust ? s.trust[ray] : 1.0f, trust = 1.0f / (1.0f + off / s.outlier);
+  totals.color += factor * off * trust;
   float base = 0.0f;  // gradient of any weight, by the opacity
   for (int c = 0; c < 3; c++) {
-    d_rgb[c] *= s.color_weight * share * trust * trust;
+    d_rgb[c] *= s.color_weight * share * factor;
+    d_paint[c] = d_rgb[c] * (s.plain_colors ? 1.0f : trust * trust);
+    d_rgb[c] *= trust * trust;
     base -= d_rgb[c] * behind[c];
     if (work.d_behind) work.d_behind[3 * ray + c] = (1.0f - opacity) * d_rgb[c];
   }
@@ -173,7 +176,7 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
       float* d = t.d_y + t.row_of[i] * y_row;
       for (int k = 0; k < 3; k++) {
         d_weight += d_rgb[k] * c[k];
-        d[k] = t.weight[i] * d_rgb[k] * c[k] * (1.0f - c[k]);
+        d[k] = t.weight[i] * d_paint[k] * c[k] * (1.0f - c[k]);
       }
     }
     const float a = t.alpha[i], d_alpha = t.trans[i] * d_weight - after * LET_THROUGH / (1.0f - a * LET_THROUGH);
@@ -182,8 +185,9 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
   }
 }
 
-// Inputs of the colour head: row r of t.in belongs to sample t.bright[r] of the ray in this direction.
-void head_inputs(const StepWork& work, const StepTile& t, int from, int to, const float* direction) {
+// Inputs of the colour head: row r of t.in belongs to sample t.bright[r] of the ray.
+void head_inputs(const StepWork& work, const StepTile& t, int from, int to, int64_t ray) {
+  const float* direction = work.step.rays_d + 3 * ray;
   const int row = work.head.p[0], features = work.field.outputs - 1, inputs = work.step.inputs;
   const bool reflected = work.step.reflected && inputs & DIRECTION;
   float harmonics[HARMONICS];
@@ -208,7 +212,19 @@ void head_inputs(const StepWork& work, const StepTile& t, int from, int to, cons
       for (int k = 0; k < 3; k++) in[k] = t.normal[3 * i + k];
     if (inputs & POSITION)
       for (int k = 0; k < 3; k++) in[3 + k] = t.points[3 * i + k];
+    in += 6;
+    for (int k = 0; k < work.step.dimensions; k++) in[k] = work.step.appearance[work.step.dimensions * ray + k];
   }
+}
+
+// The gradient of a ray's embedding: d_in holds those of its rows' inputs.
+void blame_appearance(const StepWork& work, const StepTile& t, int from, int to, int64_t ray) {
+  const int row = work.head.p[0], dimensions = work.step.dimensions;
+  const float* d = t.d_in + HARMONICS + work.field.outputs - 1 + 6;
+  float* to_ray = work.d_appearance + dimensions * ray;
+  fill_zero(to_ray, size_t(dimensions));
+  for (int r = from; r < to; r++)
+    for (int k = 0; k < dimensions; k++) to_ray[k] += d[r * row + k];
 }
 
 // The points of a tile, of rays or of pairs. Returns how many rows there are; starts, where not null: where each ray's samples begin.
@@ -255,7 +271,7 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
   if (sees_normals(work.step)) find_normals(work, t, rows, &chosen, packed);
   for (int64_t ray = first; ray < end; ray++) {
     const int from = lit[ray - first], to = lit[ray - first + 1];
-    if (from < to) head_inputs(work, t, from, to, work.step.rays_d + 3 * ray);
+    if (from < to) head_inputs(work, t, from, to, ray);
   }
   mlp_tile(head, t.in, head.p[0], bright, t.hidden, t.y);
   for (int k = 0; k < bright * y_row; k += LANES) store(t.y + k, sigmoid(load(t.y + k)));
@@ -264,6 +280,8 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
   for (int64_t ray = first; ray < end; ray++) blame_ray(work, t, ray, starts[ray - first], starts[ray - first + 1], totals);
 
   mlp_tile_backward(head, t.in, bright, t.hidden, t.d_y, y_row, t.room, d_head, t.d_in, HARMONICS);
+  if (work.d_appearance)
+    for (int64_t ray = first; ray < end; ray++) blame_appearance(work, t, lit[ray - first], lit[ray - first + 1], ray);
   const float* d_feature = t.d_in + HARMONICS;
   if (work.step.inputs & NORMAL) {
     float* q = work.q + 3 * packed;
@@ -378,7 +396,7 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   const int64_t slopes_from = sees_normals(step) ? 0 : plan.packed_rays;
   float *x = arena.take(3 * packed), *q = arena.take(3 * packed), *g_h = arena.take(packed * w.ep), *u = arena.take(packed * w.ep);
   float* jacobian = arena.take((packed - size_t(slopes_from)) * 3 * w.width);
-  const StepWork work{grid, step, w, head, in_use, count, x, q, g_h, u, jacobian, slopes_from, result.d_behind};
+  const StepWork work{grid, step, w, head, in_use, count, x, q, g_h, u, jacobian, slopes_from, result.d_behind, step.dimensions ? result.d_appearance : nullptr, result.errors};
   encode_packed(work, plan, threads, most);
 
   const int64_t segments = segments_of(plan.tiles);

@@ -1,0 +1,322 @@
+"""Structure from motion with COLMAP, in a process of its own: `python -m fastsurf.sfm`, started by poses.py.
+
+A fault inside COLMAP can end its process, and it writes to the terminal as it likes; neither reaches the user's screen from here. The job
+comes as one JSON line on stdin; when stdin ends, so does the work. Answers are JSON lines on what was stdout:
+
+    {"done": 12, "of": 50}                      progress of the stage at work
+    {"finished": "features", "detail": "..."}   a stage has ended: features, matching, mapping, in this order
+    {"model": {...}}                            at the end
+    {"error": "..."}                            or this
+
+Features and matches are computed in portions, each complete in the database before the next, so that nothing is done twice: COLMAP itself
+says nothing in between, and its database must not be read while it writes.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pycolmap
+
+from .footage import lens, names_in, up_in_picture
+
+T = TypeVar("T")
+Say = Callable[[dict[str, Any]], None]
+Floats = npt.NDArray[np.float32]
+
+PORTION = 1.0  # seconds that one is meant to take
+ALL_PAIRS = 80  # photographs up to which all pairs are compared
+ALIKE, NEIGHBOURS = 25, 5  # beyond: of each photograph those that look most alike, and the next by name
+OVERLAP, ALIKE_IN_SEQUENCE = 10, 5  # of pictures in sequence; those that look alike close loops
+WORDS, SAMPLE = 32, 20_000  # of the vocabulary that likeness is measured by, and descriptors that it is made from
+DISTORTED = 20  # photographs that a camera needs for four distortion parameters; one where it has fewer
+FITTING = 15  # matches that agree with one motion, for a pair to count
+SMALLEST_MODEL, MOST_MODELS = 3, 5
+SMALL = 640  # pixels up to which photographs are doubled for SIFT; larger ones gave twice the features so, and poses no better (fox)
+CENTRED = 40  # photographs below which a camera's principal point stays in the middle: from 23 (chessman) it came out 75 pixels off
+FURTHEST = 0.03  # of the larger side, that a principal point may move
+
+
+def run(job: dict[str, Any], say: Say, token: Any) -> None:
+    """Features, matches and a model of the photographs in job["scene"]/images; the model is left in job["model"].
+
+    Args:
+        job: scene, model, pairs, cameras, max_side, features, seed, threads.
+        say: takes the answers.
+        token: pycolmap's CancellationToken.
+    """
+    scene = Path(job["scene"])
+    images, database = scene / "images", scene / "database.db"
+    pycolmap.set_random_seed(job["seed"])
+    names = names_in(images)
+    features = _features(job, images, database, names, say, token)
+    pairs = _matches(job, scene, database, names, say, token)
+    found = _map(job, scene, names, say, token)
+    say({"model": {**found, "features": features, "pairs": pairs}})
+
+
+def _features(job: dict[str, Any], images: Path, database: Path, names: list[str], say: Say, token: Any) -> int:
+    """Returns the median number of features of a photograph."""
+    with pycolmap.Database.open(database) as db:
+        fresh = not db.num_keypoints()  # else all photographs were entered long ago
+        if fresh:
+            db.clear_all_tables()
+    if fresh:
+        for group in camera_groups(images, names, job["cameras"]):
+            reader = pycolmap.ImageReaderOptions()
+            reader.camera_model = "OPENCV" if len(group) >= DISTORTED else "SIMPLE_RADIAL"
+            pycolmap.import_images(database, images, pycolmap.CameraMode.SINGLE, group, reader)
+    with pycolmap.Database.open(database) as db:
+        ids = {image.name: image.image_id for image in db.read_all_images()}
+        todo = [name for name in names if name in ids and not db.exists_keypoints(ids[name])]
+    options = pycolmap.FeatureExtractionOptions()
+    options.max_image_size, options.num_threads = job["max_side"], job["threads"]
+    options.sift.max_num_features = job["features"]
+    options.sift.first_octave = -1 if min(job["max_side"], *(max(lens(images / name)[:2]) for name in names)) <= SMALL else 0
+    for portion, done in _portions(todo, max(2, job["threads"])):
+        say({"done": len(names) - len(todo) + done, "of": len(names)})
+        pycolmap.extract_features(database, images, portion, extraction_options=options, cancellation_token=token)
+    with pycolmap.Database.open(database) as db:
+        counts = [db.num_keypoints_for_image(ids[name]) if name in ids else 0 for name in names]
+    median = int(np.median(counts))
+    say({"finished": "features", "detail": f"{len(names)} photographs, {median} features each"})
+    return median
+
+
+def _matches(job: dict[str, Any], scene: Path, database: Path, names: list[str], say: Say, token: Any) -> int:
+    """Returns the number of pairs that show the same thing."""
+    with pycolmap.Database.open(database) as db:
+        ids = {image.name: image.image_id for image in db.read_all_images()}
+        known = [name for name in names if name in ids and db.num_keypoints_for_image(ids[name])]
+        few = job["pairs"] == "all" or (job["pairs"] == "auto" and len(known) <= ALL_PAIRS)
+        alike = [] if few or len(known) < 3 else likeness([db.read_descriptors(ids[name]).data for name in known], job["seed"])
+        wanted = [(known[i], known[j]) for i, j in pairs_of(len(known), "all" if few else job["pairs"], alike)]
+        todo = [(a, b) for a, b in wanted if not db.exists_two_view_geometry(ids[a], ids[b])]
+    matching, verification, pairing = (
+        pycolmap.FeatureMatchingOptions(), pycolmap.TwoViewGeometryOptions(), pycolmap.ImportedPairingOptions(),
+    )  # fmt: skip
+    matching.num_threads = job["threads"]
+    verification.ransac.random_seed = job["seed"]
+    pairing.match_list_path = str(scene / "pairs.txt")
+    for portion, done in _portions(todo, 8):
+        say({"done": len(wanted) - len(todo) + done, "of": len(wanted)})
+        (scene / "pairs.txt").write_text("".join(f"{a} {b}\n" for a, b in portion), encoding="utf-8")
+        pycolmap.match_image_pairs(database, matching, pairing, verification, cancellation_token=token)
+    (scene / "pairs.txt").unlink(missing_ok=True)
+    with pycolmap.Database.open(database) as db:
+        _, inliers = db.read_two_view_geometry_num_inliers()
+    verified = sum(n >= FITTING for n in inliers)
+    say({"finished": "matching", "detail": f"{verified} of {len(wanted)} pairs fit"})
+    return verified
+
+
+def _map(job: dict[str, Any], scene: Path, names: list[str], say: Say, token: Any) -> dict[str, Any]:
+    """The largest model, turned upright and written; what is said about it."""
+    options = pycolmap.IncrementalPipelineOptions()
+    options.num_threads = 1  # with more, sums come in any order: another model each time, and mapping hardly faster
+    options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = job["seed"]
+    options.min_model_size, options.max_num_models = SMALLEST_MODEL, MOST_MODELS
+    placed = 0
+
+    def first() -> None:
+        nonlocal placed
+        placed = 2
+        tell()
+
+    def another() -> None:
+        nonlocal placed
+        placed = min(placed + 1, len(names))
+        tell()
+
+    def tell() -> None:
+        say({"done": placed, "of": len(names)})
+
+    work = Path(job["model"]).with_name(".models")
+    work.mkdir(exist_ok=True)
+    models = pycolmap.incremental_mapping(
+        scene / "database.db", scene / "images", work, options,
+        initial_image_pair_callback=first, next_image_callback=another, cancellation_token=token,
+    )  # fmt: skip
+    ranked = sorted(models.values(), key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
+    if not ranked:
+        say({"finished": "mapping", "detail": "nothing found its place"})
+        return {"placed": [], "sizes": []}
+    model = _with_principal_points(ranked[0], token)
+    images = [model.images[i] for i in sorted(model.reg_image_ids())]
+    poses = np.stack([image.cam_from_world().inverse().matrix() for image in images])  # camera to world, (n, 3, 4)
+    ups = np.array([(*up_in_picture(scene / "images" / image.name), 0) for image in images], np.float64)
+    turn = upright(np.einsum("nij,nj->ni", poses[:, :, :3], ups))
+    if turn is not None:
+        model.transform(pycolmap.Sim3d(1.0, pycolmap.Rotation3d(turn), np.zeros(3)))
+    Path(job["model"]).mkdir(parents=True)
+    model.write(job["model"])
+    say({"finished": "mapping", "detail": f"{len(images)} of {len(names)} photographs placed"})
+    return {
+        "placed": sorted(image.name for image in images),
+        "sizes": [other.num_reg_images() for other in ranked],
+        "points": model.num_points3D(),
+        "error": model.compute_mean_reprojection_error(),
+        "track": model.compute_mean_track_length(),
+        "cameras": [
+            {"model": c.model.name, "width": c.width, "height": c.height, "params": [float(p) for p in c.params]}
+            for _, c in sorted(model.cameras.items())
+        ],
+        "turn": None if turn is None else turn.tolist(),
+    }  # fmt: skip
+
+
+def _with_principal_points(model: Any, token: Any) -> Any:
+    """The model with its cameras' principal points found by bundle adjustment, where that is safe; COLMAP leaves them in the middle."""
+    shared = Counter(model.images[i].camera_id for i in model.reg_image_ids())
+    if min(shared.values()) < CENTRED:
+        return model
+    free = pycolmap.Reconstruction(model)
+    options = pycolmap.BundleAdjustmentOptions()
+    options.refine_principal_point, options.print_summary = True, False
+    options.ceres.solver_options.num_threads = 1
+    pycolmap.bundle_adjustment(free, options, cancellation_token=token)
+    for i in shared:
+        before, after = model.cameras[i], free.cameras[i]
+        moved = max(abs(before.principal_point_x - after.principal_point_x), abs(before.principal_point_y - after.principal_point_y))
+        if moved > FURTHEST * max(before.width, before.height):
+            return model
+    free.update_point_3d_errors()
+    return free
+
+
+def camera_groups(folder: Path, names: Sequence[str], how: str) -> list[list[str]]:
+    """Photographs that share a camera, in order of name. `how`: auto (same size, make, model and focal length), one, folder, each."""
+    keys: dict[str, Callable[[str], object]] = {
+        "auto": lambda name: lens(folder / name), "one": lambda name: "", "folder": lambda name: os.path.dirname(name),
+        "each": lambda name: name,
+    }  # fmt: skip
+    groups: dict[object, list[str]] = {}
+    for name in names:
+        groups.setdefault(keys[how](name), []).append(name)
+    return list(groups.values())
+
+
+def pairs_of(n: int, how: str, alike: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Which of n pictures are compared, as sorted (i, j) with i < j.
+
+    Args:
+        how: all; sequence, the next OVERLAP and then at distances that double; auto, the next few by name.
+        alike: for each picture the others, the most alike first; used with auto and sequence.
+    """
+    if how == "all":
+        return [(i, j) for i in range(n) for j in range(i + 1, n)]
+    next_ones = [*range(1, NEIGHBOURS + 1)]
+    if how == "sequence":
+        next_ones = [*range(1, OVERLAP + 1), *(2**k for k in range(4, 20))]
+    kin = ALIKE_IN_SEQUENCE if how == "sequence" else ALIKE
+    found = {(i, i + step) for step in next_ones for i in range(n - step)}
+    return sorted(found | {(min(i, j), max(i, j)) for i, others in enumerate(alike) for j in others[:kin]})
+
+
+def likeness(descriptors: Sequence[npt.NDArray[np.uint8]], seed: int) -> list[list[int]]:
+    """For each picture the others, the most alike first, by aggregated local descriptors (VLAD, Jegou et al. 2010).
+
+    Args:
+        descriptors: of each picture, (n_features, 128).
+    """
+    rng = np.random.default_rng(seed)
+    every = np.concatenate(descriptors)
+    words = vocabulary(every[np.sort(rng.permutation(len(every))[:SAMPLE])].astype(np.float32), rng)
+    codes = np.stack([_vlad(d.astype(np.float32), words) for d in descriptors])  # (n, WORDS * 128)
+    similar = codes @ codes.T
+    np.fill_diagonal(similar, -np.inf)
+    return [row[:-1].tolist() for row in np.argsort(-similar, axis=1, kind="stable")]
+
+
+def vocabulary(sample: Floats, rng: np.random.Generator, rounds: int = 10) -> Floats:
+    """Centres of the sample's clusters, (WORDS, 128), by k-means from random members."""
+    words = sample[np.sort(rng.permutation(len(sample))[:WORDS])]
+    for _ in range(rounds):
+        nearest = _nearest(sample, words)
+        for k in range(len(words)):
+            members = sample[nearest == k]
+            if len(members):
+                words[k] = members.mean(0)
+    return words
+
+
+def _vlad(descriptors: Floats, words: Floats) -> Floats:
+    """Sum of the differences to the nearest word, word by word, each scaled to length 1; the whole too."""
+    nearest = _nearest(descriptors, words)
+    code = np.zeros_like(words)
+    for k in range(len(words)):
+        code[k] = (descriptors[nearest == k] - words[k]).sum(0)
+    code /= np.maximum(np.linalg.norm(code, axis=1, keepdims=True), 1e-6)
+    flat: Floats = code.ravel() / max(float(np.linalg.norm(code)), 1e-6)
+    return flat
+
+
+def _nearest(points: Floats, words: Floats) -> npt.NDArray[np.intp]:
+    return np.asarray(np.argmin((words * words).sum(1) - 2 * points @ words.T, axis=1))
+
+
+def upright(ups: npt.NDArray[np.float64]) -> npt.NDArray[np.float64] | None:
+    """The least rotation (3, 3) that turns the mean of the cameras' up directions (n, 3) to +z; None where they have no common one."""
+    up = ups.mean(0)
+    length = np.linalg.norm(up)
+    if length < 0.3:
+        return None
+    up = up / length
+    cross = np.array([up[1], -up[0], 0.0])  # up x z
+    if up[2] < -1 + 1e-9:
+        return np.diag([1.0, -1.0, -1.0])
+    skew = np.array([[0, -cross[2], cross[1]], [cross[2], 0, -cross[0]], [-cross[1], cross[0], 0]])
+    return np.asarray(np.eye(3) + skew + skew @ skew / (1 + up[2]))
+
+
+def _portions(items: Sequence[T], first: int) -> Iterator[tuple[Sequence[T], int]]:
+    """`items` in portions that each take about PORTION seconds of the caller's time, with the number that came before."""
+    size, at = first, 0
+    while at < len(items):
+        start = time.monotonic()
+        yield items[at : at + size], at
+        at += size
+        factor = PORTION / max(time.monotonic() - start, 1e-3)
+        size = max(first, int(size * min(max(factor, 0.5), 2.0)))
+
+
+def _watch(lines: Iterable[str], token: Any) -> None:
+    """Read what comes after the job until there is no more: then nobody waits for the result."""
+    for _ in lines:
+        pass
+    token.cancel()
+
+
+def main() -> None:
+    """Do the job that stdin names."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what COLMAP prints goes to the log
+    job = json.loads(sys.stdin.readline())
+    token = pycolmap.CancellationToken()
+    threading.Thread(target=_watch, args=(sys.stdin, token), daemon=True).start()
+
+    def say(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    with contextlib.suppress(InterruptedError, BrokenPipeError):
+        try:
+            run(job, say, token)
+        except (RuntimeError, ValueError, IndexError) as e:
+            say({"error": " ".join(str(e).split())})
+
+
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started this, and ends stdin
+    main()

@@ -1,0 +1,199 @@
+"""Bare photographs and videos become a folder that COLMAP can read: whole, under plain names, with the pixels as they were stored."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastsurf.errors import SceneError
+from fastsurf.footage import ORIENTATION, find_footage, gather, lens, names_in, pick_frames, plain_name, sharpness, up_in_picture
+
+SILENT = lambda done, what: None  # noqa: E731
+LEAKS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio-ffmpeg leaves pipes to the collector
+
+
+def picture(path, size=(24, 16), mode="RGB", seed=0, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], bands), np.uint8)
+    Image.fromarray(pixels.squeeze()).convert(mode).save(path, **options)
+    return path
+
+
+def exif(**tags):
+    found = Image.Exif()
+    for tag, value in {"orientation": (ORIENTATION, 1), "make": (0x010F, "Acme")}.items():
+        found[value[0]] = tags.get(tag, value[1])
+    found.get_ifd(0x8769)[0x920A] = tags.get("focal", 4.0)
+    return found
+
+
+def gathered(folder, out):
+    gather(find_footage(folder), out / "images", out / "masks", 10, SILENT)
+    return names_in(out / "images")
+
+
+def test_photographs_are_found_in_the_folder_else_in_its_images_else_below(tmp_path):
+    assert find_footage(tmp_path) is None and find_footage(tmp_path / "away") is None
+    picture(tmp_path / "left/b.JPG")
+    picture(tmp_path / "right/a.png")
+    picture(tmp_path / "masks/a.png")
+    picture(tmp_path / ".trash/z.png")
+    assert find_footage(tmp_path).names == ("left/b.JPG", "right/a.png")
+    picture(tmp_path / "images/c.jpg")
+    found = find_footage(tmp_path)
+    assert (found.root, found.names, found.masks) == (tmp_path / "images", ("c.jpg",), tmp_path / "masks")
+    assert find_footage(tmp_path / "images").masks == tmp_path / "masks"
+    picture(tmp_path / "d.jpg")
+    assert find_footage(tmp_path).names == ("d.jpg",) and not find_footage(tmp_path).is_video
+
+
+def test_a_lone_video_is_taken_where_there_are_no_photographs(tmp_path):
+    (tmp_path / "walk.MOV").touch()
+    assert find_footage(tmp_path).is_video and find_footage(tmp_path) == find_footage(tmp_path / "walk.MOV")
+    (tmp_path / "again.mp4").touch()
+    assert find_footage(tmp_path) is None
+    (tmp_path / "notes.txt").touch()
+    assert find_footage(tmp_path / "notes.txt") is None
+
+
+def test_photographs_are_linked_and_survive_their_first_names(tmp_path):
+    file = picture(tmp_path / "in/my photo #1.png")
+    mask = picture(tmp_path / "in/masks/my photo #1.png", mode="L")
+    data, cut = file.read_bytes(), mask.read_bytes()
+    assert gathered(tmp_path / "in", tmp_path / "out") == ["my_photo_1.png"] == [plain_name("my photo #1.png")]
+    assert (tmp_path / "out/images/my_photo_1.png").samefile(file)
+    file.unlink()
+    mask.unlink()
+    assert (tmp_path / "out/images/my_photo_1.png").read_bytes() == data
+    assert (tmp_path / "out/masks/my_photo_1.png").read_bytes() == cut
+
+
+def test_links_to_photographs_become_files(tmp_path):
+    file = picture(tmp_path / "far/a.png")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.png").symlink_to(file)
+    gathered(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out/images/a.png").is_symlink() and (tmp_path / "out/images/a.png").samefile(file)
+
+
+def test_names_that_become_the_same_stay_apart(tmp_path):
+    for k, name in enumerate(("a b.jpg", "a_b.jpg", "A_B.webp")):
+        picture(tmp_path / "in" / name, seed=k)
+    assert sorted(name.casefold() for name in gathered(tmp_path / "in", tmp_path / "out")) == ["a_b.jpg", "a_b_2.jpg", "a_b_3.jpg"]
+
+
+def test_webp_becomes_jpeg_or_png_with_its_exif(tmp_path):
+    solid = picture(tmp_path / "in/a.webp", lossless=True, exif=exif(orientation=6, focal=5.5))
+    clear = picture(tmp_path / "in/b.webp", mode="RGBA", lossless=True)
+    assert gathered(tmp_path / "in", tmp_path / "out") == ["a.jpg", "b.png"]
+    with Image.open(tmp_path / "out/images/a.jpg") as made, Image.open(solid) as was:
+        assert made.size == was.size and np.abs(np.asarray(made, float) - np.asarray(was, float)).mean() < 6
+    with Image.open(tmp_path / "out/images/b.png") as made, Image.open(clear) as was:
+        assert made.mode == "RGBA" and np.array_equal(np.asarray(made.getchannel("A")), np.asarray(was.getchannel("A")))
+    assert up_in_picture(tmp_path / "out/images/a.jpg") == (-1, 0)
+    assert lens(tmp_path / "out/images/a.jpg") == lens(solid)
+
+
+def test_heic_is_converted_as_its_own_decoder_turns_it(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    gray = np.zeros((64, 96, 3), np.uint8)
+    gray[:32] = 255  # bright above
+    (tmp_path / "in").mkdir()
+    Image.fromarray(gray).save(tmp_path / "in/IMG 1.HEIC", quality=90, exif=exif(orientation=6))  # which counts for nothing in HEIC
+    assert gathered(tmp_path / "in", tmp_path / "out") == ["IMG_1.jpg"]
+    made = tmp_path / "out/images/IMG_1.jpg"
+    with Image.open(made) as image:
+        pixels = np.asarray(image.convert("L"), float)
+    assert pixels.shape == (64, 96) and pixels[:30].min() > 240 and pixels[34:].max() < 15
+    assert up_in_picture(made) == (0, -1) and lens(made)[2:] == ("Acme", None, 4.0)
+
+
+def test_a_photograph_that_cannot_be_read_leaves_no_half_folder(tmp_path):
+    picture(tmp_path / "in/a.webp")
+    (tmp_path / "in/b.webp").write_bytes(b"RIFF")
+    with pytest.raises(SceneError, match=r"b\.webp can't be read"):
+        gathered(tmp_path / "in", tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == []
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_up_is_where_a_viewer_shows_the_upper_edge(tmp_path, orientation):
+    from PIL import ImageOps
+
+    pixels = np.zeros((17, 17), np.uint8)
+    up = {(0, -1): (0, 8), (0, 1): (16, 8), (-1, 0): (8, 0), (1, 0): (8, 16)}  # row and column of that edge's middle
+    file = tmp_path / "a.png"
+    for row, column in up.values():
+        pixels[row, column] = 1 + row + column // 16
+    Image.fromarray(pixels).save(file, exif=exif(orientation=orientation))
+    with Image.open(file) as image:
+        shown = np.asarray(ImageOps.exif_transpose(image))
+    assert shown[0, 8] == pixels[up[up_in_picture(file)]]
+
+
+def test_a_lens_is_size_make_and_focal_length(tmp_path):
+    a, b = (picture(tmp_path / f"{name}.jpg", seed=name, exif=exif()) for name in (1, 2))
+    assert lens(a) == lens(b)
+    assert lens(a) != lens(picture(tmp_path / "3.jpg", exif=exif(focal=8.0)))
+    assert lens(a) != lens(picture(tmp_path / "4.jpg", size=(16, 24), exif=exif()))
+    assert lens(a) != lens(picture(tmp_path / "5.jpg"))
+
+
+def test_blur_lowers_sharpness():
+    from PIL import ImageFilter
+
+    sharp = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120), np.uint8)).resize((1440, 1080))
+    blurred = [np.asarray(sharp.filter(ImageFilter.GaussianBlur(radius))) for radius in (0, 2, 8)]
+    assert sharpness(blurred[0]) > sharpness(blurred[1]) > sharpness(blurred[2]) > 0
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """Four seconds at ten frames a second: every fifth frame is sharp, and the frame's number is its brightness."""
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    file = tmp_path_factory.mktemp("video") / "walk.mp4"
+    writer = ffmpeg.write_frames(str(file), (96, 64), fps=10, macro_block_size=8, quality=9)
+    writer.send(None)
+    noise = np.random.default_rng(0).integers(-40, 40, (64, 96, 1))
+    for k in range(40):
+        writer.send((100 + k + noise * (k % 5 == 3)).repeat(3, 2).astype(np.uint8).tobytes())
+    writer.close()
+    return file
+
+
+@LEAKS
+def test_the_sharpest_frames_of_a_video_are_taken(video, tmp_path):
+    pick_frames(video, tmp_path, 8, SILENT)
+    assert names_in(tmp_path) == [f"frame_{k:05d}.jpg" for k in range(3, 40, 5)]
+    for k in (3, 38):
+        with Image.open(tmp_path / f"frame_{k:05d}.jpg") as frame:
+            assert frame.size == (96, 64) and abs(np.asarray(frame, float).mean() - 100 - k) < 2
+
+
+@LEAKS
+def test_short_videos_give_more_frames_a_second_and_never_more_than_there_are(video, tmp_path):
+    pick_frames(video, tmp_path, 120, SILENT)
+    assert len(names_in(tmp_path)) == 24
+    (tmp_path / "few").mkdir()
+    pick_frames(video, tmp_path / "few", 3, SILENT)
+    assert len(names_in(tmp_path / "few")) == 3
+
+
+@LEAKS
+def test_what_is_no_video_is_refused(tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    (tmp_path / "a.mp4").write_bytes(b"nothing of the kind")
+    with pytest.raises(SceneError, match="can't be read as a video"):
+        pick_frames(tmp_path / "a.mp4", tmp_path, 10, SILENT)
+
+
+def test_missing_libraries_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    with pytest.raises(SceneError, match=r"pip install 'fastsurf\[video\]'"):
+        pick_frames(tmp_path / "a.mp4", tmp_path, 10, SILENT)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.heic").touch()
+    with pytest.raises(SceneError, match=r"pip install 'fastsurf\[heic\]'"):
+        gathered(tmp_path / "in", tmp_path / "out")
