@@ -111,7 +111,7 @@ class TrainConfig:
 
     minutes: float | None = None  # from photographs to mesh; if neither this nor steps is set 3, on a GPU 0.5
     steps: int | None = None  # instead of minutes, where set
-    rays: int = 0  # a step; 0: 512, on a GPU 4096
+    rays: int = 0  # a step; 0: 1024, in runs of half a minute and less 512, on a GPU 4096
     foreground: float = 0.75  # share of rays through masks, where masks exist
     rate_grid: float = 1e-2
     rate_mlp: float = 1e-3

@@ -23,7 +23,7 @@ from .reconstruction import LOG, MESH, background_kind
 from .runs import picture_names, render_run
 from .scene import Scene
 from .shade import Picture, draw, rasterise
-from .training import DEFAULT_RAYS
+from .training import rays_a_step
 
 SIDE = 360  # pixels of the longer side of a picture in a sheet
 HEAT_SHARE = 0.005  # of the truth's diagonal: where the colours of errors end
@@ -84,7 +84,7 @@ def from_log(log: Path, config: Config) -> Tree:
     events = [json.loads(line) for line in log.read_text().splitlines()]
     facts: Tree = {f"{e['name']}_seconds": e["seconds"] for e in events if e["event"] == "phase_done"}
     facts["steps"] = max((e["step"] for e in events if e["event"] == "step"), default=0)
-    rays = config.train.rays or DEFAULT_RAYS["cuda" if config.backend in ("cuda", "triton") else "cpu"]
+    rays = rays_a_step(config.train, "cuda" if config.backend in ("cuda", "triton") else "cpu")
     facts["samples_millions"] = rays * (config.sampling.front + config.sampling.interval) * facts["steps"] / 1e6
     return facts
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .backends import Backend, FusedBackend
+from .config import TrainConfig
 from .errors import BackendError
 from .fused import FusedStep
 from .hooks import TrainState
@@ -27,7 +28,8 @@ from .render import Samples
 from .scene import Scene
 
 DEFAULT_MINUTES = {"cpu": 3.0, "cuda": 0.5}
-DEFAULT_RAYS = {"cpu": 512, "cuda": 4096}  # of the same time, a CPU makes better use in small steps, a GPU in large ones
+DEFAULT_RAYS = {"cpu": 1024, "cuda": 4096}  # a GPU takes four times as many in less than twice the time
+SHORT_MINUTES, SHORT_RAYS = 0.5, 512  # a CPU has too few steps in so short a run, and smaller ones are worth more
 GRID_LOOKS_EVERYWHERE = 8  # the first grid updates look at every cell
 LEAST_SHARE = 0.2  # of `train.minutes` that is training, however long the rest takes
 PATCHES_FROM = 0.3  # progress; before, most of what is unexplained is not yet learned
@@ -42,7 +44,7 @@ class Training:
         self.config = model.config
         self.optimizer = Optimizer(model, self.config.train, backend)
         self.generator = torch.Generator(backend.device).manual_seed(self.config.train.seed)
-        self.rays = self.config.train.rays or DEFAULT_RAYS[backend.device.type]
+        self.rays = rays_a_step(self.config.train, backend.device.type)
         if model.appearance is not None:
             model.appearance.learned[[i for i in scene.train if i not in scene.blind]] = True
         self.patches = Patches(scene.shapes, backend.device) if self.config.loss.transient > 0 else None
@@ -79,6 +81,12 @@ class Training:
             return min(self.step / t.steps, 1.0)
         minutes = t.minutes or DEFAULT_MINUTES[self.backend.device.type]
         return min(self.seconds / max(60.0 * minutes - self.besides, LEAST_SHARE * 60.0 * minutes), 1.0)
+
+
+def rays_a_step(config: TrainConfig, device: str) -> int:
+    """As configured, else what suits the device (cpu or cuda) and the time."""
+    short = device == "cpu" and config.steps is None and (config.minutes or DEFAULT_MINUTES[device]) <= SHORT_MINUTES
+    return config.rays or (SHORT_RAYS if short else DEFAULT_RAYS[device])
 
 
 def train(run: Training) -> Iterator[TrainState]:
