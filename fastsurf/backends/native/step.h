@@ -396,7 +396,8 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   const int64_t slopes_from = sees_normals(step) ? 0 : plan.packed_rays;
   float *x = arena.take(3 * packed), *q = arena.take(3 * packed), *g_h = arena.take(packed * w.ep), *u = arena.take(packed * w.ep);
   float* jacobian = arena.take((packed - size_t(slopes_from)) * 3 * w.width);
-  const StepWork work{grid, step, w, head, in_use, count, x, q, g_h, u, jacobian, slopes_from, result.d_behind, step.dimensions ? result.d_appearance : nullptr, result.errors};
+  float* d_appearance = step.dimensions ? result.d_appearance : nullptr;
+  const StepWork work{grid, step, w, head, in_use, count, x, q, g_h, u, jacobian, slopes_from, result.d_behind, d_appearance, result.errors};
   encode_packed(work, plan, threads, most);
 
   const int64_t segments = segments_of(plan.tiles);
