@@ -89,6 +89,7 @@ class Capture:
 
     Attributes:
         points: sparse points in the world, (n, 3), or None.
+        sightings: which views see which trusted points, (m, 2) indices of a view and of a point, or None.
         box: centre (3,) and radius of the region that the format itself states, in the world, or None.
         alpha_masks: the photographs' alpha channel is the mask.
         notes: one-line remarks for the user.
@@ -98,6 +99,7 @@ class Capture:
     format: str
     views: tuple[View, ...]
     points: np.ndarray | None = None
+    sightings: np.ndarray | None = None
     box: tuple[np.ndarray, float] | None = None
     alpha_masks: bool = False
     notes: tuple[str, ...] = ()

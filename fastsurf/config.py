@@ -33,6 +33,7 @@ class SceneConfig:
     masks: str = "auto"  # auto: those found, or made where surroundings are black | ignore | a folder of masks
     ignore: str = "auto"  # pixels not to learn from, bright in pictures: auto (ignore/NAME.png, dynamic_mask_NAME.png) | none | a folder
     background: str = "auto"  # auto: random behind masks, else model | random | white | black | model
+    points: str = "auto"  # without masks: auto (sparse points that the scene brings, else made of the photographs) | ignore
     holdout: int = 0  # every n-th view is kept out of training and scored; 0: only what the scene itself holds out
     max_side: int = 1600  # photographs larger than this are reduced on loading, pixels
 
@@ -100,6 +101,7 @@ class LossConfig:
     plain_colors: float = 0.8  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
     transient: float = 0.0  # patches of photographs off by so many times the median pull half as much: passers-by; 0: all alike
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
+    points: float = 0.01  # cross-entropy of the occupancy at sparse points and on the way to them, without masks
     smooth: float = 0.005  # difference of normals at the surface and close to it
     smooth_distance: float = 0.01  # how close, scene units
     eikonal: float = 0.0  # squared deviation of a distance field's slope from 1; of the method idr
@@ -181,7 +183,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "sampling.delta_until": (1e-3, ANY),
     "loss.color": (0, ANY), "loss.huber": (0, ANY), "loss.outlier": (0, ANY), "loss.plain_colors": (0, ANY),
     "loss.transient": (0, ANY),
-    "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY), "loss.eikonal": (0, ANY),
+    "loss.mask": (0, ANY), "loss.points": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY), "loss.eikonal": (0, ANY),
     "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.rate_cameras": (0, 1),
     "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
@@ -194,6 +196,7 @@ CHOICES = {
     "precision": ("exact", "fast"),
     "field.encoding": ("hash", "frequency", "none"),
     "color.direction": ("view", "reflected", "reflected-learn"),
+    "scene.points": ("auto", "ignore"),
     "scene.background": ("auto", "random", "white", "black", "model"),
     "poses.pairs": ("auto", "all", "sequence"),
     "poses.cameras": ("auto", "one", "folder", "each"),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .backends import Aim, FusedBackend, Gradients, Look, Placed
 from .config import LossConfig
+from .landmarks import Known
 from .losses import outlier_scale
 from .model import Model
 from .rays import Batch, Rays
@@ -29,13 +30,15 @@ class FusedStep:
         self.gradients = Gradients(table, w1, w2, [torch.empty_like(w, requires_grad=False) for w in head.weights])
 
     def __call__(
-        self, batch: Batch, behind: Tensor, target: Tensor, samples: Samples, weights: LossConfig, trust: Tensor | None = None
+        self, batch: Batch, behind: Tensor, target: Tensor, samples: Samples, weights: LossConfig, trust: Tensor | None = None,
+        known: Known | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Leave gradients on the parameters.
 
         Args:
             behind, target: colours (n_rays, 3) of the background, and what the rays should show on it.
             trust: (n_rays,) factors of the rays' colour losses.
+            known: points of known occupancy.
 
         Returns:
             the losses in use, the mean squared error and the share of rays that hit: (n_losses + 2,); and the rays' colours
@@ -47,17 +50,19 @@ class FusedStep:
         on = placed.on if with_pairs else placed.on[:0]
         near = on + (torch.rand(len(on), 3, generator=generator) * 2.0 - 1.0) * weights.smooth_distance
         appearance = self.model.appearance_of(rays.image_index)
+        points, occupancy = (rays.origins[:0], rays.t_far[:0]) if known is None else (known.points, known.occupancy)
         look = Look(
             rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
-            (weights.color, weights.mask, weights.smooth), LEAST_WEIGHT, weights.huber, outlier_scale(weights, batch.mask is not None),
-            bool(self.model.plain_colors), None if appearance is None else appearance.detach(), trust,
+            points, occupancy, (weights.color, weights.mask, weights.smooth, weights.points), LEAST_WEIGHT, weights.huber,
+            outlier_scale(weights, batch.mask is not None), bool(self.model.plain_colors),
+            None if appearance is None else appearance.detach(), trust,
         )  # fmt: skip
         learned = self.backend.train_step(look, self.model.in_use(), self.gradients)
         self._leave()
         outer = [(a, d) for a, d in ((behind, learned.behind), (appearance, learned.appearance)) if a is not None and a.requires_grad]
         if outer:
             torch.autograd.backward([a for a, _ in outer], [d for _, d in outer])
-        used = torch.tensor([True, with_mask, with_pairs, True])
+        used = torch.tensor([True, with_mask, with_pairs, known is not None, True])
         return torch.cat([learned.losses[used], placed.hit.float().mean()[None]]), learned.errors
 
     def place(self, rays: Rays, samples: Samples) -> Placed:

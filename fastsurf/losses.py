@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .compositing import Rendering
 from .config import LossConfig
+from .landmarks import Known
 from .rays import Batch
 from .render import Solid
 from .surface import Crossings
@@ -64,6 +65,11 @@ def eikonal_loss(slope: Tensor) -> Tensor:
     return ((slope - 1.0) ** 2).mean()
 
 
+def points_loss(logit: Tensor, occupancy: Tensor) -> Tensor:
+    """Cross-entropy of points whose occupancy (n,) is known, from the logit of that which the field has."""
+    return (torch.nn.functional.softplus(logit) - occupancy * logit).mean()
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a training step saw."""
@@ -76,6 +82,7 @@ class Seen:
     plain: float | Tensor  # 1 once colours learn from outliers as from other rays, 0 before
     generator: torch.Generator
     trust: Tensor | None = None  # (n_rays,) in [0, 1], how much the rays count for the colour loss; None: all alike
+    known: Known | None = None  # points of known occupancy
 
 
 def photometric(solid: Solid, seen: Seen) -> Tensor:
@@ -102,3 +109,9 @@ def smoothness(solid: Solid, seen: Seen) -> Tensor:
         x, hit = x[hit], hit[hit]
     near = x + (torch.rand(len(x), 3, generator=seen.generator, device=x.device) * 2.0 - 1.0) * seen.config.smooth_distance
     return smooth_loss(solid.sample(torch.cat([x, near])).normal, hit)
+
+
+def at_points(solid: Solid, seen: Seen) -> Tensor:
+    """`points_loss`; asked only where there are landmarks."""
+    assert seen.known is not None
+    return points_loss(solid.sharpness * solid.sample(seen.known.points).level, seen.known.occupancy)

@@ -1,11 +1,13 @@
 """The product: load → train → mesh → write. Start reading here.
 
-A run folder holds config.toml, log.jsonl, checkpoint.safetensors, preview.png, first_mesh.ply (half-way), mesh.ply, and cameras.json where
-cameras are learned; each is replaced whole or not at all. Photographs without cameras get them first, in the folder poses.
+A run folder holds config.toml, log.jsonl, checkpoint.safetensors, preview.png, first_mesh.ply (half-way), mesh.ply, points.npz where sparse
+points were made, and cameras.json where cameras are learned; each is replaced whole or not at all. Photographs without cameras get them
+first, in the folder poses.
 """
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,26 +22,31 @@ from . import __version__, meshio
 from .appearance import MEAN
 from .backends import Backend, choose_backend
 from .backends.native import NativeBackend
+from .cameras import load_pycolmap
 from .checkpoint import read_header, resume, save_checkpoint
+from .child import ChildError
 from .config import Config, check, to_toml
 from .encoding import stable_finest
 from .errors import MeshError, UsageError
-from .files import write_whole
+from .files import whole, write_whole
 from .formats.transforms import written
 from .hooks import Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
 from .info import suggested_resolution, warnings
+from .landmarks import side_for, triangulate
 from .mesh import Mesh, clean, extract, simplify
 from .methods import METHODS
 from .model import Model
 from .pictures import preview, preview_png, vertex_colors
 from .poses import find_poses, is_bare
 from .scene import Scene, load_scene
-from .training import Training, train
+from .training import DEFAULT_MINUTES, Training, train
 from .ui.jsonlines import JsonLines
 
 CHECKPOINT, CONFIG, LOG, PREVIEW, MESH = "checkpoint.safetensors", "config.toml", "log.jsonl", "preview.png", "mesh.ply"
 POSES = "poses"  # the scene made of photographs without cameras
 CAMERAS = "cameras.json"  # the learned ones
+POINTS = "points.npz"  # sparse points made of the photographs
+STEP_TAKES = {"cpu": 0.02, "cuda": 0.003}  # seconds, about
 FIRST_MESH, FIRST_MESH_AT = "first_mesh.ply", 0.5  # of the training
 MESHING_TAKES = 2.0  # seconds, until the first mesh tells
 MESH_GROWS = 3.0  # times as long for twice the resolution: between a curve's 2 and a surface's 4
@@ -153,6 +160,9 @@ def _reconstruct(
         if backend.note:
             events(Note(backend.note))
         phase.detail = f"{len(scene.images)} photographs"
+        find_landmarks(scene, config, backend, run, go_on, within(events))
+        if scene.landmarks is not None:
+            phase.detail += f", {scene.landmarks.count:,} points"
     config = fit_to(scene, config)
     if METHODS[config.method].wants_masks and scene.masks is None:
         events(Note(f"{config.method} learns the outline from masks, and there are none: expect a surface that bulges towards the cameras"))
@@ -181,6 +191,38 @@ def _reconstruct(
             events(Saved("mesh", path))
         phase.detail = f"{len(mesh.faces):,} faces"
     return Result(run, out or run / MESH, mesh, state, phases.seconds, stopped)
+
+
+def find_landmarks(scene: Scene, config: Config, backend: Backend, run: Path, go_on: bool, events: Hook) -> None:
+    """Sparse points for a scene without masks that brings none, in a share of the time there is, where its method uses them."""
+    kept, t = run / POINTS, config.train
+    if go_on and kept.is_file():
+        with np.load(kept) as found:
+            scene.add_landmarks(found["points"], found["sightings"])
+    wanted = "points" in METHODS[config.method].losses and config.loss.points > 0 and config.scene.points == "auto"
+    if go_on or not wanted or scene.masks is not None or scene.capture.sightings is not None or load_pycolmap() is None:
+        return
+    kept.unlink(missing_ok=True)
+    device = backend.device.type
+    seconds = t.steps * STEP_TAKES[device] if t.steps is not None else 60.0 * (t.minutes or DEFAULT_MINUTES[device])
+    side = side_for([scene.shapes[i] for i in scene.train], seconds)
+    if side is None:
+        events(Note("no time for sparse points, which make scenes without masks much better: give more --minutes"))
+        return
+    threads = config.threads or os.cpu_count() or 1
+    try:
+        points, sightings = triangulate(
+            scene.capture, scene.images, scene.train, scene.center, side, run / f".{POINTS}", seed=t.seed, threads=threads,
+            on_progress=lambda done, what: events(MeshProgress(done, what)),
+        )  # fmt: skip
+    except ChildError as e:
+        events(Note(f"went on without sparse points: {e}"))
+        return
+    with whole(kept) as file:
+        np.savez(file, points=points, sightings=sightings)
+    scene.add_landmarks(points, sightings)
+    if scene.landmarks is None:
+        events(Note(f"went on without sparse points: the photographs share only {len(points)} that could be placed"))
 
 
 def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], bool]) -> TrainState | None:

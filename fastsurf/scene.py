@@ -20,6 +20,7 @@ from .config import SceneConfig
 from .errors import SceneError
 from .formats.checks import find_ignored
 from .images import ImageStore, read_images
+from .landmarks import Landmarks, landmarks_of
 from .pixels import PixelDirections, Pool, pixel_directions, pool_of, runs_of
 from .rays import Batch, Rays, intersect_box
 from .surroundings import find_masks
@@ -108,6 +109,7 @@ class Scene:
         ignored: (h, w) bool of each view, pixels that are neither learned from nor scored; None where all count.
         train, test: indices of the views to learn from, and of those held out.
         blind: those of the training views that don't see the scene box.
+        landmarks: sparse points that training views see; None where there are none, or masks say more.
         notes: one-line remarks for the user.
     """
 
@@ -128,6 +130,9 @@ class Scene:
         self._viewpoints = Viewpoints(pixel_directions([view.camera for view in capture.views]), rotations, origins)
         self.blind: list[int] = []
         self._source = Source(self._viewpoints, store, *self._pools())
+        self.landmarks: Landmarks | None = None
+        if capture.points is not None and capture.sightings is not None:
+            self.add_landmarks(capture.points, capture.sightings)
         self._sources: dict[torch.device, Source] = {}  # by the device that asks; where there is no room, the one in memory
 
     @property
@@ -142,6 +147,12 @@ class Scene:
     def to_scene(self, points: np.ndarray) -> np.ndarray:
         """World points (n, 3) in the scene, float64."""
         return (np.asarray(points, np.float64) - self.center) / self.radius
+
+    def add_landmarks(self, points: np.ndarray, sightings: np.ndarray) -> None:
+        """See `landmarks_of`."""
+        if self.masks is None:
+            seeing = [i for i in self.train if i not in self.blind]
+            self.landmarks = landmarks_of(self.capture, seeing, points, sightings, self.to_scene)
 
     def sample(self, n: int, generator: torch.Generator, foreground: float, backend: FusedBackend | None = None) -> Batch:
         """Random pixels of the training views, with replacement, among those whose ray meets the scene box.

@@ -6,6 +6,7 @@ comes as one JSON line on stdin; when stdin ends, so does the work. Answers are 
     {"done": 12, "of": 50}                      progress of the stage at work
     {"finished": "features", "detail": "..."}   a stage has ended: features, matching, mapping, in this order
     {"model": {...}}                            at the end
+    {"points": n}                               at the end of a job with known cameras: features, matching, no mapping
     {"error": "..."}                            or this
 
 Features and matches are computed in portions, each complete in the database before the next, so that nothing is done twice: COLMAP itself
@@ -28,6 +29,8 @@ import numpy.typing as npt
 import pycolmap
 
 from .footage import lens, names_in, up_in_picture
+from .formats.colmap import LEAST_TRACK, MOST_ERROR
+from .landmarks import SMALL
 
 T = TypeVar("T")
 Say = Callable[[dict[str, Any]], None]
@@ -41,7 +44,6 @@ WORDS, SAMPLE = 32, 20_000  # of the vocabulary that likeness is measured by, an
 DISTORTED = 20  # photographs that a camera needs for four distortion parameters; one where it has fewer
 FITTING = 15  # matches that agree with one motion, for a pair to count
 SMALLEST_MODEL, MOST_MODELS = 3, 5
-SMALL = 640  # pixels up to which photographs are doubled for SIFT; larger ones gave twice the features so, and poses no better (fox)
 CENTRED = 40  # photographs below which a camera's principal point stays in the middle: from 23 (chessman) it came out 75 pixels off
 FURTHEST = 0.03  # of the larger side, that a principal point may move
 
@@ -50,7 +52,8 @@ def run(job: dict[str, Any], say: Say, token: Any) -> None:
     """Features, matches and a model of the photographs in job["scene"]/images; the model is left in job["model"].
 
     Args:
-        job: scene, model, pairs, cameras, max_side, features, seed, threads.
+        job: scene, model, pairs, cameras, max_side, features, seed, threads; with known cameras (landmarks.py) known, wanted (pairs of
+            names) and points (a file to write) for model, pairs and cameras.
         say: takes the answers.
         token: pycolmap's CancellationToken.
     """
@@ -58,8 +61,14 @@ def run(job: dict[str, Any], say: Say, token: Any) -> None:
     images, database = scene / "images", scene / "database.db"
     pycolmap.set_random_seed(job["seed"])
     names = names_in(images)
+    if "known" in job:
+        _enter_known(job["known"], images, database)
+        _features(job, images, database, names, say, token)
+        _matches(job, scene, database, [(a, b) for a, b in job["wanted"]], say, token)
+        say({"points": _triangulate(job, scene)})
+        return
     features = _features(job, images, database, names, say, token)
-    pairs = _matches(job, scene, database, names, say, token)
+    pairs = _matches(job, scene, database, _wanted(job, database, names), say, token)
     found = _map(job, scene, names, say, token)
     say({"model": {**found, "features": features, "pairs": pairs}})
 
@@ -67,7 +76,7 @@ def run(job: dict[str, Any], say: Say, token: Any) -> None:
 def _features(job: dict[str, Any], images: Path, database: Path, names: list[str], say: Say, token: Any) -> int:
     """Returns the median number of features of a photograph."""
     with pycolmap.Database.open(database) as db:
-        fresh = not db.num_keypoints()  # else all photographs were entered long ago
+        fresh = "known" not in job and not db.num_keypoints()  # else all photographs were entered long ago
         if fresh:
             db.clear_all_tables()
     if fresh:
@@ -92,14 +101,20 @@ def _features(job: dict[str, Any], images: Path, database: Path, names: list[str
     return median
 
 
-def _matches(job: dict[str, Any], scene: Path, database: Path, names: list[str], say: Say, token: Any) -> int:
-    """Returns the number of pairs that show the same thing."""
+def _wanted(job: dict[str, Any], database: Path, names: list[str]) -> list[tuple[str, str]]:
+    """The pairs to compare."""
     with pycolmap.Database.open(database) as db:
         ids = {image.name: image.image_id for image in db.read_all_images()}
         known = [name for name in names if name in ids and db.num_keypoints_for_image(ids[name])]
         few = job["pairs"] == "all" or (job["pairs"] == "auto" and len(known) <= ALL_PAIRS)
         alike = [] if few or len(known) < 3 else likeness([db.read_descriptors(ids[name]).data for name in known], job["seed"])
-        wanted = [(known[i], known[j]) for i, j in pairs_of(len(known), "all" if few else job["pairs"], alike)]
+    return [(known[i], known[j]) for i, j in pairs_of(len(known), "all" if few else job["pairs"], alike)]
+
+
+def _matches(job: dict[str, Any], scene: Path, database: Path, wanted: list[tuple[str, str]], say: Say, token: Any) -> int:
+    """Returns the number of pairs that show the same thing."""
+    with pycolmap.Database.open(database) as db:
+        ids = {image.name: image.image_id for image in db.read_all_images()}
         todo = [(a, b) for a, b in wanted if not db.exists_two_view_geometry(ids[a], ids[b])]
     matching, verification, pairing = (
         pycolmap.FeatureMatchingOptions(), pycolmap.TwoViewGeometryOptions(), pycolmap.ImportedPairingOptions(),
@@ -172,6 +187,43 @@ def _map(job: dict[str, Any], scene: Path, names: list[str], say: Say, token: An
         ],
         "turn": None if turn is None else turn.tolist(),
     }  # fmt: skip
+
+
+def _enter_known(known: list[dict[str, Any]], images: Path, database: Path) -> None:
+    """Photographs with their cameras into a new database."""
+    pycolmap.Database.open(database).close()
+    for photograph in known:
+        reader = pycolmap.ImageReaderOptions()
+        reader.camera_model, reader.camera_params = photograph["model"], ",".join(map(repr, photograph["params"]))
+        pycolmap.import_images(database, images, pycolmap.CameraMode.SINGLE, [photograph["name"]], reader)
+
+
+def _triangulate(job: dict[str, Any], scene: Path) -> int:
+    """Points of the features that matched, seen from the known cameras: job["points"] gets `points` (n, 3) and `sightings` (m, 2), each the
+    index of a photograph in job["known"] and of a point. Returns n."""
+    with pycolmap.Database.open(scene / "database.db") as db:
+        ids = {image.name: (image.image_id, image.camera_id) for image in db.read_all_images()}
+    cameras, images = [], []
+    for photograph in job["known"]:
+        image, camera = ids[photograph["name"]]
+        turn = np.array(photograph["c2w"])[:, :3].T
+        x, y, z, w = pycolmap.Rotation3d(turn).quat
+        shift = -turn @ np.array(photograph["c2w"])[:, 3]
+        cameras.append([camera, photograph["model"], photograph["width"], photograph["height"], *photograph["params"]])
+        images += [[image, w, x, y, z, *shift, camera, photograph["name"]], []]
+    known = scene / "known"
+    known.mkdir()
+    for name, rows in (("cameras", cameras), ("images", images), ("points3D", [])):
+        text = "".join(" ".join(repr(float(a)) if isinstance(a, float) else str(a) for a in row) + "\n" for row in rows)
+        (known / f"{name}.txt").write_text(text, encoding="utf-8")
+    (scene / "found").mkdir()
+    model = pycolmap.triangulate_points(pycolmap.Reconstruction(known), scene / "database.db", scene / "images", scene / "found")
+    index = {ids[photograph["name"]][0]: i for i, photograph in enumerate(job["known"])}
+    trusted = [p for _, p in sorted(model.points3D.items()) if p.error <= MOST_ERROR and len(p.track.elements) >= LEAST_TRACK]
+    sightings = [(index[e.image_id], n) for n, point in enumerate(trusted) for e in point.track.elements]
+    points = np.array([p.xyz for p in trusted]).reshape(-1, 3)
+    np.savez(job["points"], points=points, sightings=np.array(sightings, np.int64).reshape(-1, 2))
+    return len(trusted)
 
 
 def _with_principal_points(model: Any, token: Any) -> Any:

@@ -47,6 +47,8 @@ class Training:
         self.rays = rays_a_step(self.config.train, backend.device.type)
         if model.appearance is not None:
             model.appearance.learned[[i for i in scene.train if i not in scene.blind]] = True
+        used = "points" in model.method.losses and self.config.loss.points > 0 and self.config.scene.points != "ignore"
+        self.landmarks = scene.landmarks.to(backend.device) if used and scene.landmarks is not None else None
         self.patches = Patches(scene.shapes, backend.device) if self.config.loss.transient > 0 else None
         self.step = 0
         self.seconds = 0.0  # of training
@@ -157,13 +159,14 @@ def learn(run: Training) -> Tensor:
     target = on_background(batch, behind)
     patch = None if run.patches is None else run.patches.of(batch)
     trust = None if run.patches is None or patch is None else run.patches.trust(patch)
+    known = None if run.landmarks is None else run.landmarks.draw(generator)
     if run.fused is not None:
-        numbers, errors = run.fused(batch, behind, target, samples, config.loss, trust)
+        numbers, errors = run.fused(batch, behind, target, samples, config.loss, trust, known)
         if run.patches is not None and patch is not None:
             run.patches.note(patch, errors)
         return numbers
     rendering, found = model.method.render(batch.rays, model, model.interval, samples, lambda _: behind)
-    seen = Seen(batch, rendering, found, target, config.loss, model.plain_colors, generator, trust)
+    seen = Seen(batch, rendering, found, target, config.loss, model.plain_colors, generator, trust, known)
     losses = torch.stack([getattr(config.loss, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
@@ -175,8 +178,9 @@ def learn(run: Training) -> Tensor:
 
 def loss_names(run: Training) -> list[str]:
     """Of the losses in use, in their order."""
-    weights, has_masks = run.config.loss, run.scene.masks is not None
-    asked = {name: getattr(weights, name) > 0 and (name != "mask" or has_masks) for name in run.model.method.losses}
+    weights = run.config.loss
+    there = {"mask": run.scene.masks is not None, "points": run.landmarks is not None}
+    asked = {name: getattr(weights, name) > 0 and there.get(name, True) for name in run.model.method.losses}
     return [name for name, ask in asked.items() if ask or name == "color"]
 
 

@@ -105,8 +105,8 @@ def quaternion(rotation):
     return Rotation.from_matrix(rotation).as_quat()[[3, 0, 1, 2]]
 
 
-def colmap(folder, size=(WIDTH, HEIGHT), n=5, model="sparse/0", images="images", camera=None, points=()):
-    """Text model."""
+def colmap(folder, size=(WIDTH, HEIGHT), n=5, model="sparse/0", images="images", camera=None, points=(), tracks=()):
+    """Text model; tracks: for each of the first points the images that observe it."""
     write_images(folder / images, [f"{i:03d}.png" for i in range(n)], size)
     where = folder / model
     where.mkdir(parents=True, exist_ok=True)
@@ -116,9 +116,12 @@ def colmap(folder, size=(WIDTH, HEIGHT), n=5, model="sparse/0", images="images",
     for i, c2w in enumerate(poses(n)):
         w2c = world_to_camera(c2w)
         numbers = " ".join(repr(float(x)) for x in (*quaternion(w2c[:3, :3]), *w2c[:3, 3]))
-        lines += [f"{i + 1} {numbers} 7 {i:03d}.png", ""]
+        seen = [k for k, track in enumerate(tracks) if i in track]
+        lines += [f"{i + 1} {numbers} 7 {i:03d}.png", " ".join(["1.5 2.5 -1", *(f"{k + 0.5} 3.5 {k + 1}" for k in seen)] if tracks else [])]
     (where / "images.txt").write_text("\n".join(lines) + "\n")
     rows = [f"{i + 1} {' '.join(repr(float(x)) for x in p)} 200 100 50 0.5" for i, p in enumerate(points)]
+    for k, track in enumerate(tracks):
+        rows[k] += "".join(f" {i + 1} {1 + sum(i in other for other in tracks[:k])}" for i in track)
     (where / "points3D.txt").write_text("\n".join(["# points", *rows]) + "\n")
     return OFF_MIDDLE
 

@@ -532,7 +532,7 @@ def test_colmap_images_in_sub_folders_and_several_cameras(tmp_path):
 def test_colmap_without_pycolmap_models_are_the_same(tmp_path, camera, binary, monkeypatch):
     import pycolmap
 
-    rings.colmap(tmp_path, camera=camera, points=POINTS)
+    rings.colmap(tmp_path, camera=camera, points=POINTS, tracks=[(0, 2, 4), (1, 2), (0, 1, 2, 3)])
     if binary:
         where = tmp_path / "sparse/0"
         pycolmap.Reconstruction(str(where)).write_binary(str(where))
@@ -541,7 +541,9 @@ def test_colmap_without_pycolmap_models_are_the_same(tmp_path, camera, binary, m
     with_it = load(tmp_path)
     monkeypatch.setattr(colmap, "load_pycolmap", lambda: None)
     without_it = load(tmp_path)
-    np.testing.assert_array_equal(np.sort(with_it.points, axis=0), np.sort(without_it.points, axis=0))
+    np.testing.assert_array_equal(with_it.points, without_it.points)
+    np.testing.assert_array_equal(with_it.sightings, [[0, 0], [0, 2], [1, 2], [2, 0], [2, 2], [3, 2], [4, 0]])  # of those that three see
+    np.testing.assert_array_equal(with_it.sightings, without_it.sightings)
     for one, other in zip(with_it.views, without_it.views, strict=True):
         assert (one.name, one.image, one.camera) == (other.name, other.image, other.camera)
         np.testing.assert_allclose(one.c2w, other.c2w, atol=1e-12)

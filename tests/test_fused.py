@@ -14,7 +14,7 @@ from torch import Tensor
 from fastsurf.backends import FusedBackend, Gradients, Look, Parameters, native
 from fastsurf.backends.native import NativeBackend
 from fastsurf.config import LossConfig, load_config
-from fastsurf.losses import Seen, mask_loss, photometric, smooth_loss
+from fastsurf.losses import Seen, mask_loss, photometric, points_loss, smooth_loss
 from fastsurf.model import Model
 from fastsurf.rays import Batch, Rays, make_rays
 from fastsurf.render import LEAST_WEIGHT, shade
@@ -38,7 +38,7 @@ def fast(request) -> NativeBackend:
 class Problem:
     """A bumpy ball, and rays from all round it; some miss the box, a third of the cells is culled."""
 
-    def __init__(self, seed: int = 0, n: int = 300, samples: int = 24, n_pairs: int = 70, *sets: str):
+    def __init__(self, seed: int = 0, n: int = 300, samples: int = 24, n_pairs: int = 70, *sets: str, n_known: int = 130):
         g = torch.Generator().manual_seed(seed)
         self.model = Model(load_config(None, [*SMALL, f"train.seed={seed}", *sets]), REFERENCE, "random", PHOTOGRAPHS)
         field = self.model.field
@@ -58,8 +58,11 @@ class Problem:
         pairs = torch.stack([on, on + (torch.rand(on.shape, generator=g) - 0.5) * 0.02])
         pairs = pairs[:, self.clear(pairs[0]) & self.clear(pairs[1])][:, :n_pairs]
         assert pairs.shape[1] == n_pairs
+        known, wanted = torch.rand(8 * n_known, 3, generator=g) * 2 - 1, torch.rand(n_known, generator=g)
+        known = known[self.clear(known)][:n_known]
+        assert len(known) == n_known
         behind, target, mask = torch.rand(n, 3, generator=g), torch.rand(n, 3, generator=g), torch.rand(n, generator=g)
-        self.look = Look(rays, t, self.model.occupied, behind, target, mask, pairs, (1.0, 0.3, 0.2), LEAST_WEIGHT)
+        self.look = Look(rays, t, self.model.occupied, behind, target, mask, pairs, known, wanted, (1.0, 0.3, 0.2, 0.4), LEAST_WEIGHT)
         if self.model.appearance is not None:
             self.model.appearance.table.data.copy_(torch.randn(self.model.appearance.table.shape, generator=g))
             self.model.appearance.learned.fill_(True)
@@ -98,7 +101,7 @@ class Problem:
         behind = look.behind.to(kind).requires_grad_()
         nothing = Crossings(rays.t_far, rays.t_far > 99, look.t[:, :0], torch.zeros(len(rays), dtype=torch.int64), 1.0)
         rendering = shade(rays, model, look.t.to(kind), None, nothing, lambda _: behind)
-        color, mask, smooth = look.weights
+        color, mask, smooth, points = look.weights
         asked = LossConfig(huber=look.huber, outlier=0.0 if math.isinf(look.outlier) else look.outlier)
         plain = float(look.plain_colors)
         seen = Seen(Batch(rays, look.target, None), rendering, nothing, look.target.to(kind), asked, plain, torch.Generator(), look.trust)
@@ -107,6 +110,8 @@ class Problem:
         losses.append(mask * mask_loss(*opaque, look.mask.to(kind)) if look.mask is not None else 0 * losses[0])
         pairs = look.pairs.to(kind).reshape(-1, 3)
         losses.append(smooth * smooth_loss(model.sample(pairs).normal, torch.ones(len(pairs) // 2, dtype=torch.bool)))
+        level = model.sample(look.known.to(kind)).level
+        losses.append(points * points_loss(model.sharpness * level, look.wanted.to(kind)) if len(level) else 0 * losses[0])
         parameters = [behind, model.field.table, model.field.w1, model.field.w2, *model.head.weights]
         parameters += [] if model.appearance is None else [model.appearance.table]
         gradients = torch.autograd.grad(sum(losses), parameters, materialize_grads=True)
@@ -123,9 +128,9 @@ def test_gradients_are_those_of_autograd(fast, seed):
     assert_near(problem.fused(fast), problem.by_autograd(REFERENCE, torch.float64), 1e-5)
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
+@pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)])
 def test_each_loss_alone(fast, weights):
-    """The last one reaches the parameters through the normal alone: its gradient is the second-order term."""
+    """The third reaches the parameters through the normal alone: its gradient is the second-order term."""
     problem = Problem(3)
     problem.look = replace(problem.look, weights=weights)
     assert_near(problem.fused(fast), problem.by_autograd(REFERENCE, torch.float64), 1e-4)
@@ -184,18 +189,27 @@ def test_embeddings(fast, dimensions, sets):
 def test_embeddings_move_colours_alone(fast):
     """What they do to the field they do through colours: without the colour loss nothing is left of them."""
     problem = Problem(16, 300, 24, 20, "color.appearance=8")
-    problem.look = replace(problem.look, weights=(0.0, 0.3, 0.2))
+    problem.look = replace(problem.look, weights=(0.0, 0.3, 0.2, 0.1))
     first = problem.fused(fast)
     problem.look = replace(problem.look, appearance=problem.look.appearance + 1)
     again = problem.fused(fast)
-    assert not first[-1].any() and all(torch.equal(a, b) for a, b in zip(first[:3] + first[4:], again[:3] + again[4:], strict=True))
+    assert not first[-1].any() and all(torch.equal(a, b) for a, b in zip(first[:4] + first[5:], again[:4] + again[5:], strict=True))
+
+
+@pytest.mark.parametrize("n_known", [0, 1, 96, 97, 500])
+def test_any_number_of_known_points(fast, n_known):
+    problem = Problem(17, 60, 8, 3, "color.inputs=x,h", n_known=n_known)
+    problem.look = replace(problem.look, mask=None)
+    found = problem.fused(fast)
+    assert bool(found[3] > 0) == bool(n_known)
+    assert_near(found, problem.by_autograd(fast, torch.float32), 1e-5)
 
 
 def test_without_masks_and_pairs(fast):
-    problem = Problem(4, n_pairs=0)
+    problem = Problem(4, n_pairs=0, n_known=0)
     problem.look = replace(problem.look, mask=None)
     found = problem.fused(fast)
-    assert found[1] == found[2] == 0
+    assert found[1] == found[2] == found[3] == 0
     assert_near(found, problem.by_autograd(fast, torch.float32), 1e-5)
 
 
@@ -219,9 +233,9 @@ def test_any_number_of_samples(fast, samples):
 
 
 def test_rays_without_samples_in_use_show_the_background(fast):
-    problem = Problem(7, n_pairs=0)
+    problem = Problem(7, n_pairs=0, n_known=0)
     problem.look = replace(problem.look, occupied=torch.zeros_like(problem.look.occupied), mask=None)
-    color, _, _, mse, d_behind, *gradients = problem.fused(fast)
+    color, _, _, _, mse, d_behind, *gradients = problem.fused(fast)
     error = problem.look.behind - problem.look.target
     torch.testing.assert_close(color, error.abs().sum(1).mean())
     torch.testing.assert_close(mse, error.square().mean())
@@ -231,8 +245,8 @@ def test_rays_without_samples_in_use_show_the_background(fast):
 
 @pytest.mark.parametrize("n, n_pairs", [(0, 0), (0, 5)])
 def test_no_rays(fast, n, n_pairs):
-    found = Problem(8, n, 4, n_pairs).fused(fast)
-    assert found[0] == found[3] == 0 and all(a.isfinite().all() for a in found)
+    found = Problem(8, n, 4, n_pairs, n_known=0).fused(fast)
+    assert found[0] == found[4] == 0 and all(a.isfinite().all() for a in found)
     assert bool(found[2] > 0) == bool(n_pairs)
 
 
@@ -257,12 +271,13 @@ def test_positions_far_outside_or_not_finite_stay_in_bounds(fast):
     for value in (1e30, float("nan"), float("inf")):
         problem.look.t[::5] = value
         problem.look.pairs[:, 0] = value
+        problem.look.known[0] = value
         problem.fused(fast)
 
 
 def test_wrong_shapes_are_refused(fast):
     problem = Problem(12, 20)
-    for change in ({"behind": torch.zeros(3, 3)}, {"t": torch.zeros(3, 24)}, {"pairs": torch.zeros(2, 3)}):
+    for change in ({"behind": torch.zeros(3, 3)}, {"t": torch.zeros(3, 24)}, {"pairs": torch.zeros(2, 3)}, {"wanted": torch.zeros(3)}):
         whole = problem.look
         problem.look = replace(whole, **change)
         with pytest.raises(AssertionError):

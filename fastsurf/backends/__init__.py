@@ -111,7 +111,9 @@ class Look:
     target: Tensor  # (n_rays, 3)
     mask: Tensor | None  # (n_rays,); None: the opacity is not judged
     pairs: Tensor  # (2, n_pairs, 3) points whose normals should agree
-    weights: tuple[float, float, float]  # of the losses: color, mask, smooth
+    known: Tensor  # (n_known, 3) points that should have the occupancies `wanted`, (n_known,)
+    wanted: Tensor
+    weights: tuple[float, float, float, float]  # of the losses: color, mask, smooth, points
     least_weight: float  # samples that weigh less have no colour
     huber: float = 0.0  # threshold of the colour loss
     outlier: float = math.inf  # and its scale of outliers
@@ -149,7 +151,7 @@ class Gradients:
 class Learned:
     """What a training step leaves besides `Gradients`."""
 
-    losses: Tensor  # (4,): color, mask and smooth, weighed, and the mean squared error
+    losses: Tensor  # (5,): color, mask, smooth and points, weighed, and the mean squared error
     behind: Tensor  # (n_rays, 3), gradient of `Look.behind`
     appearance: Tensor | None  # (n_rays, a), of the embeddings
     errors: Tensor  # (n_rays, 3), colours less `Look.target`

@@ -21,7 +21,7 @@ from ..errors import BackendError
 from ..rays import Batch, Rays
 from . import Aim, Gradients, Learned, Look, Parameters, Photographs, Placed, Refresh
 
-ABI = 6
+ABI = 7
 SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
 LIBRARY = "_fastsurf_native"
 COLORS, HARMONICS = 3, 16  # outputs of the colour head that count, and its inputs for the direction
@@ -47,10 +47,11 @@ class _Step(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("rays_o", "rays_d", "t_near", "t_far", "t")),
-        *((name, ctypes.c_void_p) for name in ("occupied", "behind", "target", "mask", "pairs")),
-        *((name, ctypes.c_int64) for name in ("n", "n_pairs")),
+        *((name, ctypes.c_void_p) for name in ("occupied", "behind", "target", "mask", "pairs", "known", "wanted")),
+        *((name, ctypes.c_int64) for name in ("n", "n_pairs", "n_known")),
         *((name, ctypes.c_int32) for name in ("samples", "cells")),
-        *((name, ctypes.c_float) for name in ("prior_radius", "sharpness", "least_weight", "color_weight", "mask_weight", "smooth_weight")),
+        *((name, ctypes.c_float) for name in ("prior_radius", "sharpness", "least_weight")),
+        *((f"{name}_weight", ctypes.c_float) for name in ("color", "mask", "smooth", "points")),
         *((name, ctypes.c_int32) for name in ("inputs", "reflected")),
         ("huber", ctypes.c_float),
         ("outlier", ctypes.c_float),
@@ -262,6 +263,7 @@ class NativeBackend:
         n, cells = len(rays), look.occupied.shape[0]
         assert look.t.ndim == 2 and look.pairs.ndim == 3 and look.pairs.shape[::2] == (2, 3), (look.t.shape, look.pairs.shape)
         assert look.occupied.dtype == torch.bool and look.occupied.shape == (cells, cells, cells), look.occupied.shape
+        assert len(look.known) == len(look.wanted), (look.known.shape, look.wanted.shape)
         bundle = [_points(rays.origins), _points(rays.directions), _float(rays.t_near), _float(rays.t_far), _float(look.t)]
         colors = [_points(look.behind), _points(look.target), None if look.mask is None else _float(look.mask)]
         embedded = None if look.appearance is None else _float(look.appearance)
@@ -271,10 +273,10 @@ class NativeBackend:
         dimensions = 0 if embedded is None else embedded.shape[1]
         used = _used_part(p.head, COLORS, HARMONICS + p.w2.shape[0] - 1 + 6 + dimensions)
         widths, head = _layers(used)
-        losses, d_behind, d_head = torch.empty(4), torch.empty(n, 3), torch.empty_like(head)
-        held = [*bundle, look.occupied.contiguous(), *colors, _float(look.pairs)]
+        losses, d_behind, d_head = torch.empty(5), torch.empty(n, 3), torch.empty_like(head)
+        held = [*bundle, look.occupied.contiguous(), *colors, _float(look.pairs), _points(look.known), _float(look.wanted)]
         step = _Step(
-            *(None if a is None else a.data_ptr() for a in held), n, look.pairs.shape[1], look.t.shape[1], cells,
+            *(None if a is None else a.data_ptr() for a in held), n, look.pairs.shape[1], len(look.known), look.t.shape[1], cells,
             p.prior_radius, p.sharpness, look.least_weight, *look.weights, sum(1 << "dhnx".index(key) for key in p.inputs),
             p.reflected, look.huber, look.outlier, look.plain_colors,
             *(None if a is None else a.data_ptr() for a in (embedded, trust)), dimensions,

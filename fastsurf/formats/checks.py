@@ -21,7 +21,8 @@ OPAQUE_SAMPLE = 8  # photographs whose alpha channel is decoded to see whether i
 
 
 def finish(path: Path, format: str, views: Sequence[View], masks: str, *, points: np.ndarray | None = None,
-           box: tuple[np.ndarray, float] | None = None, masks_in_order: bool = False, notes: Iterable[str] = ()) -> Capture:  # fmt: skip
+           sightings: np.ndarray | None = None, box: tuple[np.ndarray, float] | None = None, masks_in_order: bool = False,
+           notes: Iterable[str] = ()) -> Capture:  # fmt: skip
     """Check what a loader found and complete it.
 
     Args:
@@ -40,7 +41,7 @@ def finish(path: Path, format: str, views: Sequence[View], masks: str, *, points
         raise SceneError(f"{path}: all {len(views)} cameras stand on one point, which shows no depth; want different viewpoints")
     views, size_notes = _fit_sizes(path, views)
     views, alpha, mask_notes = _find_masks(path, views, masks, masks_in_order)
-    return Capture(path, format, tuple(views), points, box, alpha, (*notes, *size_notes, *mask_notes))
+    return Capture(path, format, tuple(views), points, sightings, box, alpha, (*notes, *size_notes, *mask_notes))
 
 
 def note_missing(images: Sequence[Path], path: Path) -> list[str]:

@@ -7,6 +7,7 @@ pycolmap reads them; `read_model` does without it where there is no wheel.
 import os
 import struct
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,16 @@ MODELS = {
     11: ("RAD_TAN_THIN_PRISM_FISHEYE", 16), 12: ("SIMPLE_DIVISION", 4), 13: ("DIVISION", 5), 14: ("SIMPLE_FISHEYE", 3), 15: ("FISHEYE", 4),
     16: ("EUCM", 6),
 }  # fmt: skip
+LEAST_TRACK, MOST_ERROR = 3, 2.0  # photographs that see a point, and mean reprojection error in pixels, of points that are trusted
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A sparse model: image name -> (camera, c2w (3, 4)), points (n, 3)."""
+    """A sparse model: image name -> (camera, c2w (3, 4)), points (n, 3), image name -> indices of the trusted points that it sees."""
 
     images: dict[str, tuple[Camera, np.ndarray]]
     points: np.ndarray
+    seen: dict[str, np.ndarray]
 
 
 def find(folder: Path) -> Path | None:
@@ -58,7 +61,9 @@ def load(scene: Path, folder: Path, masks: str) -> Capture:
         counts = ", ".join(f"{m.name}: {_count(m)}" for m in siblings)
         notes.append(f"took sub-model {folder.name} of {len(siblings)} (images in {counts})")
     points = model.points if len(model.points) else None
-    return finish(scene, "colmap", views, masks, points=points, notes=notes)
+    rows = [np.stack([np.full_like(seen, i), seen], -1) for i, view in enumerate(views) if len(seen := model.seen[view.name])]
+    sightings = np.concatenate(rows) if rows else None
+    return finish(scene, "colmap", views, masks, points=points, sightings=sightings, notes=notes)
 
 
 def read(folder: Path) -> Model:
@@ -77,8 +82,11 @@ def read(folder: Path) -> Model:
     cameras = {i: Camera(c.model.name, c.width, c.height, tuple(map(float, c.params))) for i, c in found.cameras.items()}
     posed = [image for image in found.images.values() if image.has_pose]
     images = {image.name: (cameras[image.camera_id], image.cam_from_world().inverse().matrix()) for image in posed}
-    points = np.array([point.xyz for _, point in sorted(found.points3D.items())]).reshape(-1, 3)
-    return Model(images, points)
+    ids = np.array(sorted(found.points3D), np.int64)
+    points = np.array([found.points3D[i].xyz for i in ids]).reshape(-1, 3)
+    trusted = np.array([len(p.track.elements) >= LEAST_TRACK and p.error <= MOST_ERROR for _, p in sorted(found.points3D.items())], bool)
+    observed = {image.name: np.array([o.point3D_id for o in image.points2D if o.has_point3D()], np.int64) for image in posed}
+    return Model(images, points, {name: _trusted(seen, ids, trusted) for name, seen in observed.items()})
 
 
 def read_model(folder: Path) -> Model:
@@ -91,11 +99,19 @@ def read_model(folder: Path) -> Model:
     try:
         cameras = _cameras_bin(folder / "cameras.bin") if binary else _cameras_txt(folder / "cameras.txt")
         found = _images_bin(folder / "images.bin") if binary else _images_txt(folder / "images.txt")
-        points = _points_bin(folder / "points3D.bin") if binary else _points_txt(folder / "points3D.txt")
-        images = {name: (cameras[camera], from_world_to_camera(_rotation(pose[:4]), pose[4:])) for name, camera, pose in found}
+        ids, points, trusted = _points_bin(folder / "points3D.bin") if binary else _points_txt(folder / "points3D.txt")
+        images = {name: (cameras[camera], from_world_to_camera(_rotation(pose[:4]), pose[4:])) for name, camera, pose, _ in found}
+        seen = {name: _trusted(observed, ids, trusted) for name, _, _, observed in found}
     except (OSError, KeyError, IndexError, ValueError, struct.error) as e:
         raise SceneError(f"{folder}: not readable as a COLMAP model ({type(e).__name__}: {e})") from None
-    return Model(images, points)
+    return Model(images, points, seen)
+
+
+def _trusted(observed: np.ndarray, ids: np.ndarray, trusted: np.ndarray) -> np.ndarray:
+    """Indices of those observed points (k,) that are trusted; ids (n,) sorted, trusted (n,) bool."""
+    index = np.searchsorted(ids, observed)
+    index = index[(index < len(ids)) & (ids[np.minimum(index, len(ids) - 1)] == observed)] if len(ids) else index[:0]
+    return np.unique(index[trusted[index]])
 
 
 def _models(folder: Path) -> list[Path]:
@@ -154,15 +170,25 @@ def _cameras_txt(file: Path) -> dict[int, Camera]:
     return {int(i): Camera(model, int(w), int(h), tuple(map(float, params))) for i, model, w, h, *params in rows}
 
 
-def _images_txt(file: Path) -> list[tuple[str, int, np.ndarray]]:
-    rows = [line.split(maxsplit=9) for line in _data_lines(file)[::2] if line.strip()]
-    return [(name.strip(), int(camera), np.array(pose, dtype=np.float64)) for _, *pose, camera, name in rows]
+def _images_txt(file: Path) -> list[tuple[str, int, np.ndarray, np.ndarray]]:
+    """Name, camera, pose and the ids of the points that it observes, of each image."""
+    lines = _data_lines(file)
+    pairs = zip_longest(lines[::2], lines[1::2], fillvalue="")
+    rows = [(line.split(maxsplit=9), seen.split()[2::3]) for line, seen in pairs if line.strip()]
+    return [
+        (name.strip(), int(camera), np.array(pose, dtype=np.float64), _seen(np.array(seen, np.int64)))
+        for (_, *pose, camera, name), seen in rows
+    ]  # fmt: skip
 
 
-def _points_txt(file: Path) -> np.ndarray:
-    if not file.is_file():
-        return np.empty((0, 3))
-    return np.array([line.split()[1:4] for line in _data_lines(file) if line.strip()], dtype=np.float64).reshape(-1, 3)
+def _points_txt(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids (n,), sorted, positions (n, 3) and which are trusted."""
+    lines = [line.split() for line in _data_lines(file) if line.strip()] if file.is_file() else []
+    ids = np.array([words[0] for words in lines], np.int64)
+    points = np.array([words[1:4] for words in lines], dtype=np.float64).reshape(-1, 3)
+    trusted = np.array([len(words) - 8 >= 2 * LEAST_TRACK and float(words[7]) <= MOST_ERROR for words in lines], bool)
+    order = np.argsort(ids)
+    return ids[order], points[order], trusted[order]
 
 
 def _cameras_bin(file: Path) -> dict[int, Camera]:
@@ -177,7 +203,8 @@ def _cameras_bin(file: Path) -> dict[int, Camera]:
     return cameras
 
 
-def _images_bin(file: Path) -> list[tuple[str, int, np.ndarray]]:
+def _images_bin(file: Path) -> list[tuple[str, int, np.ndarray, np.ndarray]]:
+    """As `_images_txt`."""
     data = file.read_bytes()
     images = []
     at = 8
@@ -185,23 +212,31 @@ def _images_bin(file: Path) -> list[tuple[str, int, np.ndarray]]:
         pose = np.array(struct.unpack_from("<7d", data, at + 4))
         (camera,) = struct.unpack_from("<i", data, at + 60)
         end = data.index(b"\0", at + 64)
-        images.append((data[at + 64 : end].decode(), camera, pose))
         (n,) = struct.unpack_from("<Q", data, end + 1)
-        at = end + 9 + 24 * n  # x, y and the point's id of each observation
+        observed = np.frombuffer(data, "<i8", 3 * n, end + 9)[2::3]  # after x and y
+        images.append((data[at + 64 : end].decode(), camera, pose, _seen(observed)))
+        at = end + 9 + 24 * n
     return images
 
 
-def _points_bin(file: Path) -> np.ndarray:
-    if not file.is_file():
-        return np.empty((0, 3))
-    data = file.read_bytes()
-    points = np.empty((_number(data), 3))
+def _points_bin(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_points_txt`."""
+    data = file.read_bytes() if file.is_file() else bytes(8)
+    ids, points, trusted = np.empty(_number(data), np.int64), np.empty((_number(data), 3)), np.empty(_number(data), bool)
     at = 8
     for i in range(len(points)):
+        ids[i] = struct.unpack_from("<q", data, at)[0]
         points[i] = struct.unpack_from("<3d", data, at + 8)
-        (n,) = struct.unpack_from("<Q", data, at + 43)  # after id, position, colour and error
+        error, n = struct.unpack_from("<dQ", data, at + 35)  # after colour
+        trusted[i] = n >= LEAST_TRACK and error <= MOST_ERROR
         at += 51 + 8 * n  # image and observation of each track element
-    return points
+    order = np.argsort(ids)
+    return ids[order], points[order], trusted[order]
+
+
+def _seen(observed: np.ndarray) -> np.ndarray:
+    """Without the -1 of features that belong to no point."""
+    return observed[observed >= 0]
 
 
 def _number(data: bytes) -> int:

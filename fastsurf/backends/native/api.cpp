@@ -51,7 +51,7 @@ int guarded(int set, bool sound, F body) {
 
 }  // namespace
 
-API int fastsurf_abi() { return 6; }
+API int fastsurf_abi() { return 7; }
 
 API int fastsurf_has(int set) { return kernels_for(set) != nullptr; }
 
@@ -150,7 +150,7 @@ API int fastsurf_train_step(int set, int threads, const Level* levels, int n_lev
                             const StepResult* result) {
   const bool sound = fits(levels, n_levels, entries) && hidden > 0 && outputs > 0 && layers >= 1 && layers <= 17 && step->dimensions >= 0 &&
                      widths[0] >= 16 + outputs + 5 + step->dimensions &&
-                     widths[layers] >= 3 && step->n >= 0 && step->n_pairs >= 0 && step->samples >= 0 && step->cells > 0;
+                     widths[layers] >= 3 && step->n >= 0 && step->n_pairs >= 0 && step->n_known >= 0 && step->samples >= 0 && step->cells > 0;
   return guarded(set, sound, [&](const Kernels& k) {
     k.train_step({levels, n_levels, table, entries}, {hidden, outputs, w1, w2}, widths, layers, head, *step, threads, *result);
     return true;

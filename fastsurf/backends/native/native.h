@@ -83,22 +83,24 @@ struct Saved {      // what a forward pass of the field leaves for the backward 
   float* u;         // (np / LANES, ep, LANES) blocks
 };
 
-// A step of training: rays with samples on them, what they should show, and pairs of points whose normals should agree.
+// A step of training: rays with samples on them, what they should show, pairs of points whose normals should agree, and points whose occupancy is
+// known.
 //   p scene position, g = d level / dp, normal n = -g / |g|, level = out[0] + prior_radius - |p|, alpha = sigmoid(sharpness level) in cells in use.
 //   T_j = prod_{i<j} (1 - k alpha_i), k just below 1; weight = alpha T; rgb = sum weight c + (1 - sum weight) behind; c = sigmoid(head)
 //   Head's inputs: 16 spherical harmonics of the direction, the features out[1..], n, p, the ray's embedding, zeros.
-// A ray's samples in use lie "packed", one after the other; rays share tiles of about 2 TILE of them, pairs of points tiles of TILE.
+// A ray's samples in use lie "packed", one after the other; rays share tiles of about 2 TILE of them, known points and pairs tiles of TILE.
 struct Step {
   const float *rays_o, *rays_d, *t_near, *t_far;  // (n, 3), (n,)
   const float* t;                                 // (n, samples)
   const uint8_t* occupied;                        // (cells, cells, cells)
   const float *behind, *target, *mask;            // (n, 3), (n, 3); (n,) or null
   const float* pairs;                             // (2, n_pairs, 3), scene units
-  int64_t n, n_pairs;
+  const float *known, *wanted;                    // (n_known, 3), (n_known,) occupancy
+  int64_t n, n_pairs, n_known;
   int32_t samples, cells;
   float prior_radius, sharpness;
   float least_weight;                            // lighter samples have no colour
-  float color_weight, mask_weight, smooth_weight;  // of the losses
+  float color_weight, mask_weight, smooth_weight, points_weight;  // of the losses
   int32_t inputs;                                // of the head that are in use, bits: harmonics, features, n, p
   int32_t reflected;                             // harmonics of d - 2 (n . d) n instead of d; n isn't blamed for that
   float huber;                                   // colours off by less are blamed in proportion; 0: all alike
@@ -110,7 +112,7 @@ struct Step {
 };
 
 struct StepResult {  // all overwritten; d_behind and d_appearance may be null
-  float* losses;     // color, mask, smooth, mean squared error
+  float* losses;     // color, mask, smooth, points, mean squared error
   float *d_table, *d_w1, *d_w2, *d_head, *d_behind;
   float *d_appearance, *errors;  // (n, dimensions); (n, 3), rgb - target
 };

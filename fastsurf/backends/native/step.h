@@ -53,7 +53,7 @@ struct StepTile {  // one thread's activations
 };
 
 struct Totals {  // of a segment
-  float color = 0.0f, mask = 0.0f, smooth = 0.0f, square = 0.0f;
+  float color = 0.0f, mask = 0.0f, smooth = 0.0f, points = 0.0f, square = 0.0f;
 };
 
 struct StepWork {  // what all threads share
@@ -75,6 +75,9 @@ INLINE vf distance_of(const vf p[3]) {
   return r < all(1e-6f) ? all(1e-6f) : r;
 }
 
+// -log(1 - sigmoid(logit))
+INLINE float softplus(float logit) { return logit > 15.0f ? logit : __builtin_log1pf(__builtin_expf(logit)); }
+
 INLINE const float* jacobian_at(const StepWork& work, int64_t packed) { return work.jacobian + (packed - work.slopes_from) * 3 * work.field.width; }
 
 // z of encoded points, `points` of them, a multiple of LANES.
@@ -93,6 +96,17 @@ void find_normals(const StepWork& work, const StepTile& t, int points, const Cho
     const vf norm = square_root(g[0] * g[0] + g[1] * g[1] + g[2] * g[2]), inverse = 1.0f / (norm < all(1e-12f) ? all(1e-12f) : norm);
     UNROLL for (int d = 0; d < 3; d++) store_lanes(t.normal + 3 * i + d, 3, LANES, -g[d] * inverse);
     store(t.inverse + i, inverse);
+  }
+}
+
+// After look: levels and occupancies.
+void find_levels(const StepWork& work, const StepTile& t, int points) {
+  first_output(work.field, t.field.z, points, t.level);
+  for (int i = 0; i < points; i += LANES) {
+    vf p[3];
+    load_points(t.points + 3 * i, LANES, p);
+    store(t.level + i, load(t.level + i) + (work.step.prior_radius - distance_of(p)));
+    store(t.alpha + i, sigmoid(work.step.sharpness * load(t.level + i)));
   }
 }
 
@@ -159,10 +173,7 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
     if (opacity >= LEAST_OPACITY) base -= s.mask_weight * share * m / o;
     if (m < 1.0f) {
       float depth = 0.0f;
-      for (int i = first; i < end; i++) {
-        const float logit = s.sharpness * t.level[i];
-        depth += logit > 15.0f ? logit : __builtin_log1pf(__builtin_expf(logit));
-      }
+      for (int i = first; i < end; i++) depth += softplus(s.sharpness * t.level[i]);
       const bool deep = depth > DEEP;
       totals.mask += (1.0f - m) * (deep ? DEEP * (1.0f + __builtin_logf(depth / DEEP)) : depth);
       carve = s.mask_weight * share * (1.0f - m) * s.sharpness * (deep ? DEEP / depth : 1.0f);
@@ -227,7 +238,7 @@ void blame_appearance(const StepWork& work, const StepTile& t, int from, int to,
     for (int k = 0; k < dimensions; k++) to_ray[k] += d[r * row + k];
 }
 
-// The points of a tile, of rays or of pairs. Returns how many rows there are; starts, where not null: where each ray's samples begin.
+// The points of a tile, of rays, of known points or of pairs. Returns how many rows there are; starts, where not null: where each ray's samples begin.
 int ray_points(const StepWork& work, int64_t first, int64_t end, float* points, int* starts) {
   int count = 0;
   for (int64_t ray = first; ray < end; ray++) {
@@ -237,6 +248,10 @@ int ray_points(const StepWork& work, int64_t first, int64_t end, float* points, 
   }
   if (starts) starts[end - first] = count;
   return fill_up(points, count);
+}
+int known_points(const StepWork& work, int64_t first, int64_t end, float* points) {
+  copy(work.step.known + 3 * first, 1, 3 * int(end - first), 0, points, 0);
+  return fill_up(points, int(end - first));
 }
 int pair_points(const StepWork& work, int64_t first, int64_t end, float* points) {
   const int pairs = int(end - first);
@@ -254,13 +269,7 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
   const int rows = ray_points(work, first, end, t.points, starts);
   const FieldTile& f = t.field;
   look(work, t, rows, packed);
-  first_output(w, f.z, rows, t.level);
-  for (int i = 0; i < rows; i += LANES) {
-    vf p[3];
-    load_points(t.points + 3 * i, LANES, p);
-    store(t.level + i, load(t.level + i) + (work.step.prior_radius - distance_of(p)));
-    store(t.alpha + i, sigmoid(work.step.sharpness * load(t.level + i)));
-  }
+  find_levels(work, t, rows);
 
   int lit[MOST_RAYS + 1] = {};  // bright samples of the rays before
   for (int64_t ray = first; ray < end; ray++)
@@ -294,6 +303,23 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
   field_tile_first_layer(w, f, f.rows, rows, work.g_h + packed * w.ep, d1);
 }
 
+// Known points first .. end - 1: cross-entropy of their occupancies.
+void known_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t end, int64_t packed, float* d1, float* d2, Totals& totals) {
+  const Step& s = work.step;
+  const int rows = known_points(work, first, end, t.points);
+  look(work, t, rows, packed);
+  find_levels(work, t, rows);
+  fill_zero(t.d_level, size_t(rows));
+  for (int i = 0; i < end - first; i++) {
+    const float logit = s.sharpness * t.level[i], wanted = s.wanted[first + i];
+    totals.points += softplus(logit) - wanted * logit;
+    t.d_level[i] = s.points_weight * s.sharpness / float(s.n_known) * (t.alpha[i] - wanted);
+  }
+  if (s.inputs & NORMAL) fill_zero(work.q + 3 * packed, 3 * size_t(rows));
+  blame_first_output(work.field, t.field, rows, t.d_level, d2);
+  field_tile_first_layer(work.field, t.field, t.field.rows, rows, work.g_h + packed * work.field.ep, d1);
+}
+
 // Pairs first .. end - 1: the normals at the surface in the first half of the rows, those close to it in the second.
 void pair_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t end, int64_t packed, float* d1, float* d2, Totals& totals) {
   const Step& s = work.step;
@@ -316,8 +342,9 @@ void pair_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t e
   field_tile_second_order(work.field, t.field, jacobian_at(work, packed), rows, nullptr, in_blocks(q, 3), d1, d2);
 }
 
-struct Plan {  // of tiles: rays or pairs from first[k] up to end[k], packed points from start[k] on
-  int64_t *first, *end, *start, rays = 0, tiles = 0, packed = 0, packed_rays = 0;
+struct Plan {  // of tiles: of rays, of known points from tile `rays` on and of pairs from `known` on. Tile k has those from first[k] up to end[k],
+               // packed points from start[k] on
+  int64_t *first, *end, *start, rays = 0, known = 0, tiles = 0, packed = 0, without_pairs = 0;
 
   Plan(Arena& arena, int64_t most)
       : first(reinterpret_cast<int64_t*>(arena.take(2 * size_t(most)))), end(reinterpret_cast<int64_t*>(arena.take(2 * size_t(most)))),
@@ -328,13 +355,15 @@ struct Plan {  // of tiles: rays or pairs from first[k] up to end[k], packed poi
     packed += (points + LANES - 1) / LANES * LANES, tiles++;
   }
 
-  // Whole rays side by side while their samples fit into `most` rows, then the pairs.
-  void fill(const int32_t* count, int64_t n, int64_t n_pairs, int most) {
+  // Whole rays side by side while their samples fit into `most` rows, then the known points, then the pairs.
+  void fill(const int32_t* count, int64_t n, int64_t n_known, int64_t n_pairs, int most) {
     for (int64_t ray = 0, next, points; ray < n; ray = next) {
       for (next = ray, points = 0; next < n && next - ray < MOST_RAYS && points + count[next] <= most; next++) points += count[next];
       add(ray, next, points);
     }
-    rays = tiles, packed_rays = packed;
+    rays = tiles;
+    for (int64_t point = 0; point < n_known; point += TILE) add(point, point + points_in(n_known, point), points_in(n_known, point));
+    known = tiles, without_pairs = packed;
     for (int64_t pair = 0; pair < n_pairs; pair += TILE / 2) {
       const int64_t next = pair + TILE / 2 < n_pairs ? pair + TILE / 2 : n_pairs;
       add(pair, next, 2 * (next - pair));
@@ -346,7 +375,9 @@ struct Plan {  // of tiles: rays or pairs from first[k] up to end[k], packed poi
 void encode_packed(const StepWork& work, const Plan& plan, int threads, int most) {
   parallel(threads, plan.tiles, 3 * size_t(most), [=, &work, &plan](int64_t k, float* points) {
     const int64_t first = plan.first[k], to = plan.end[k];
-    const int rows = k < plan.rays ? ray_points(work, first, to, points, nullptr) : pair_points(work, first, to, points);
+    const int rows = k < plan.rays    ? ray_points(work, first, to, points, nullptr)
+                     : k < plan.known ? known_points(work, first, to, points)
+                                      : pair_points(work, first, to, points);
     float* x = work.x + 3 * plan.start[k];
     for (int i = 0; i < rows; i += LANES) {
       vf p[3];
@@ -374,8 +405,8 @@ void encode_packed(const StepWork& work, const Plan& plan, int threads, int most
 void train_step(const Grid& grid, const Net& net, const int32_t* widths, int layers, const float* head_weights, const Step& step, int threads,
                 const StepResult& result) {
   const int most = step.samples > RAY_TILE ? padded(step.samples) : RAY_TILE;
-  const size_t most_tiles = size_t(step.n + step.n_pairs / (TILE / 2) + 1);
-  const size_t most_packed = size_t(step.n * step.samples + 2 * step.n_pairs) + 8 * most_tiles;
+  const size_t most_tiles = size_t(step.n + step.n_known / TILE + 1 + step.n_pairs / (TILE / 2) + 1);
+  const size_t most_packed = size_t(step.n * step.samples + step.n_known + 2 * step.n_pairs) + 8 * most_tiles;
   Arena sizes{nullptr}, tile_sizes{nullptr};
   const FieldWeights field_plan(sizes, grid, net);
   const MlpWeights head_plan(sizes, widths, layers, head_weights);
@@ -391,9 +422,9 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   float* in_use = arena.take(size_t(step.n) * step.samples * 3);
   int32_t* count = reinterpret_cast<int32_t*>(arena.take(size_t(step.n)));
   samples_in_use(step, threads, in_use, count);
-  plan.fill(count, step.n, step.n_pairs, most);
+  plan.fill(count, step.n, step.n_known, step.n_pairs, most);
   const size_t packed = size_t(plan.packed);
-  const int64_t slopes_from = sees_normals(step) ? 0 : plan.packed_rays;
+  const int64_t slopes_from = sees_normals(step) ? 0 : plan.without_pairs;
   float *x = arena.take(3 * packed), *q = arena.take(3 * packed), *g_h = arena.take(packed * w.ep), *u = arena.take(packed * w.ep);
   float* jacobian = arena.take((packed - size_t(slopes_from)) * 3 * w.width);
   float* d_appearance = step.dimensions ? result.d_appearance : nullptr;
@@ -411,34 +442,38 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
     for (int64_t k = segment * plan.tiles / segments; k < (segment + 1) * plan.tiles / segments; k++)
       if (k < plan.rays)
         ray_tile(work, t, plan.first[k], plan.end[k], plan.start[k], d1, d2, d_head, total);
+      else if (k < plan.known)
+        known_tile(work, t, plan.first[k], plan.end[k], plan.start[k], d1, d2, total);
       else
         pair_tile(work, t, plan.first[k], plan.end[k], plan.start[k], d1, d2, total);
   });
   w.sum_gradients(sums, segments, stride, result.d_w1, result.d_w2);
   head.sum_gradients(sums + field_floats, segments, stride, result.d_head);
-  const int64_t of_rays = plan.packed_rays, of_pairs = plan.packed - of_rays;
+  const int64_t of_values = plan.without_pairs, of_pairs = plan.packed - of_values;  // of_values: rays and known points
   const int inputs = step.inputs;
   scatter_levels(grid, threads, result.d_table, [=, &grid](int l) {
     const Columns none = in_blocks(nullptr, 0);
     if (inputs & NORMAL)
-      scatter_level<true>(grid.levels[l], l, in_blocks(x, 3), of_rays, in_blocks(g_h, w.ep), in_blocks(u, w.ep), in_blocks(q, 3),
+      scatter_level<true>(grid.levels[l], l, in_blocks(x, 3), of_values, in_blocks(g_h, w.ep), in_blocks(u, w.ep), in_blocks(q, 3),
                           result.d_table);
     else
-      scatter_level<false>(grid.levels[l], l, in_blocks(x, 3), of_rays, in_blocks(g_h, w.ep), none, none, result.d_table);
-    scatter_level<true>(grid.levels[l], l, in_blocks(x + 3 * of_rays, 3), of_pairs, none, in_blocks(u + of_rays * w.ep, w.ep),
-                        in_blocks(q + 3 * of_rays, 3), result.d_table);
+      scatter_level<false>(grid.levels[l], l, in_blocks(x, 3), of_values, in_blocks(g_h, w.ep), none, none, result.d_table);
+    scatter_level<true>(grid.levels[l], l, in_blocks(x + 3 * of_values, 3), of_pairs, none, in_blocks(u + of_values * w.ep, w.ep),
+                        in_blocks(q + 3 * of_values, 3), result.d_table);
   });
 
   Totals all_rays;
   for (int64_t k = 0; k < segments; k++) {
     all_rays.color += totals[k].color, all_rays.mask += totals[k].mask;
-    all_rays.smooth += totals[k].smooth, all_rays.square += totals[k].square;
+    all_rays.smooth += totals[k].smooth, all_rays.points += totals[k].points, all_rays.square += totals[k].square;
   }
   const float n = step.n ? float(step.n) : 1.0f, n_pairs = step.n_pairs ? float(step.n_pairs) : 1.0f;
+  const float n_known = step.n_known ? float(step.n_known) : 1.0f;
   result.losses[0] = step.color_weight * all_rays.color / n;
   result.losses[1] = step.mask_weight * all_rays.mask / n;
   result.losses[2] = step.smooth_weight * all_rays.smooth / n_pairs;
-  result.losses[3] = all_rays.square / (3.0f * n);
+  result.losses[3] = step.points_weight * all_rays.points / n_known;
+  result.losses[4] = all_rays.square / (3.0f * n);
 }
 
 }  // namespace
