@@ -108,7 +108,7 @@ def test_photographs_are_compared_with_those_from_nearly_the_same_side():
 
 def test_photographs_are_reduced_where_time_is_short():
     shapes = [(1000, 1500)] * 50
-    sides = [side_for(shapes, seconds) for seconds in (math.inf, 300, 60, 1)]
+    sides = [side_for(shapes, seconds) for seconds in (math.inf, 300, 40, 1)]
     assert sides[0] == sides[1] == 1000 and sides[2] == 700 and sides[3] is None
 
 
