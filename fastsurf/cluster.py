@@ -6,6 +6,7 @@ an actor on the driver's machine, where the tasks also ask whether to finish ear
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -61,7 +62,7 @@ def on_ray(address: str, jobs: int = 1, threads: int = 0) -> Runner:
             node = ray.get_runtime_context().get_node_id()
             at_home = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
             board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=at_home).remote()
-            task = ray.remote(_work).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
+            task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_work)
             left = {task.options(name=f"fastsurf {job.name}").remote(job, cpus, board): job for job in todo}
             asked = False
             try:
@@ -130,15 +131,15 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
     try:
         for s, handler in before.items():
             signal.signal(s, handler)
-        yield
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints there that a machine is lost, between our JSON lines
+            yield
     finally:
         ray.shutdown()
 
 
 def _work(job: Job, threads: int, board: Any) -> Row:
     """The task, on a machine of the cluster."""
-    ray = load_ray()
-    if ray.get(board.finishing.remote()):
+    if _finishing(board):
         return Row(job.name, str(job.scene), WAITING, job.identity)
     over = threading.Event()
 
@@ -156,12 +157,17 @@ def _listen(child: Attended, board: Any, over: threading.Event) -> None:
     ray = load_ray()
     while not over.wait(LISTEN):
         try:
-            if ray.get(board.finishing.remote()):
+            if _finishing(board):
                 child.interrupt()
                 return
         except ray.exceptions.RayError:
             child.end()
             return
+
+
+def _finishing(board: Any) -> bool:
+    """The driver's wish. While a task waits in `ray.get`, Ray lends its CPUs to another one; a future has no such effect."""
+    return bool(board.finishing.remote().future().result())
 
 
 def _row(ray: Any, ref: Any, job: Job) -> Row:
