@@ -20,6 +20,8 @@ def _obey(orders: int) -> None:
 if __name__ == "__main__":
     orders, nothing = os.dup(0), os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)  # for whatever is started from here
+    if hasattr(signal, "pthread_sigmask"):  # Ray blocks it in all that it starts
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_obey, args=(orders,), daemon=True).start()
     try:
         sys.exit(main())
