@@ -25,7 +25,7 @@ from .errors import FastsurfError, UsageError
 if TYPE_CHECKING:
     from .hooks import Event, Hook
     from .mesh import Mesh
-    from .options import Compare, Demo, Eval, Info, MeshAgain, Poses, Reconstruct, Render
+    from .options import Batch, Compare, Demo, Eval, Info, MeshAgain, Poses, Reconstruct, Render
 
 T = TypeVar("T")
 
@@ -43,6 +43,7 @@ Photographs in, a solid coloured surface mesh out.
   render RUN --views orbit      colour, depth and normal pictures; orbit also as an animation
   eval RUN --gt MESH            scores on held-out views, and against a true surface
   compare SCENE --gt MESH       several methods for the same time each: one table, one picture
+  batch SCENES -o DIR           many scenes, on one machine or on a cluster
   demo                          photographs made of a known solid, reconstructed and scored
 
   fastsurf VERB --help          the options of a verb
@@ -168,6 +169,8 @@ def _run(args: list[str], interrupt: Interrupt, kept: Kept) -> int:
             return evaluate(wanted)
         case o.Compare() as wanted:
             return compare(wanted)
+        case o.Batch() as wanted:
+            return batch(wanted, interrupt)
         case o.Demo() as wanted:
             return demo(wanted, interrupt, kept)
     raise AssertionError(verb)
@@ -175,7 +178,7 @@ def _run(args: list[str], interrupt: Interrupt, kept: Kept) -> int:
 
 def _verb(args: list[str]) -> tuple[str, list[str]]:
     """The verb and what follows it; a path or an option in its place means reconstruct."""
-    verbs = ("info", "poses", "reconstruct", "mesh", "render", "eval", "compare", "demo")
+    verbs = ("info", "poses", "reconstruct", "mesh", "render", "eval", "compare", "batch", "demo")
     first = args[0]
     if first in verbs:
         return first, args[1:]
@@ -192,7 +195,7 @@ def _parse(verb: str, args: list[str]) -> Any:
 
     kind: Any = {
         "info": o.Info, "poses": o.Poses, "reconstruct": o.Reconstruct, "mesh": o.MeshAgain, "render": o.Render, "eval": o.Eval,
-        "compare": o.Compare,
+        "compare": o.Compare, "batch": o.Batch,
         "demo": o.Demo,
     }[verb]  # fmt: skip
     known = ["--help", *o.flags(kind)]
@@ -392,6 +395,33 @@ def compare(o: "Compare") -> int:
         report = [("table", out / "compare.md"), ("look", out / "compare.png")]
         _say([*summary(found), *(f"{what:<6} {file}" for what, file in report if file.is_file())], _people(o.json))
     return 1 if any(row.failed for row in found) else 0
+
+
+def batch(o: "Batch", interrupt: Interrupt) -> int:
+    """`fastsurf batch SCENES`."""
+    from .options import configure, read_shard, runner
+
+    out = _wanted(o.out, "batch wants -o DIR: a folder for the meshes")
+    config, shard = configure(o.settings, o.photographs), read_shard(o.shard)
+    if not o.scenes:
+        raise UsageError("batch wants SCENES: folders or files with photographs and cameras, photographs alone, or videos")
+    make = runner(o)
+    try:
+        with _display(o.json, o.quiet, "batch", (), interrupt.requested) as display, _json_lines(o.json, o.force, False) as lines:
+            from .batch import batch as run
+
+            interrupt.can_finish = True
+            rows = run(
+                o.scenes, out, config, run=make, shard=shard, format=o.photographs.format, force=o.force, hooks=[lines, display],
+                should_stop=interrupt.requested,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        return _fail(f"stopped; what is finished stays in {out}, and the same command goes on", STOPPED)
+    if not o.quiet:
+        from .batch import summary
+
+        _say([*summary(rows), f"table  {out / 'summary.md'}"], _people(o.json))
+    return STOPPED if interrupt.count else 1 if any(row.state == "failed" for row in rows) else 0
 
 
 def demo(o: "Demo", interrupt: Interrupt, kept: Kept) -> int:

@@ -77,7 +77,19 @@ class Saved:
     path: Path
 
 
-Event = PhaseStarted | PhaseDone | TrainState | Preview | MeshProgress | Note | Saved
+@dataclass(frozen=True)
+class SceneState:
+    """Where one of many scenes stands. `state` is waiting, starting, a phase's name, or at the end done, kept, stopped, failed."""
+
+    name: str
+    state: str
+    done: float = 0.0  # of the phase, in [0, 1]
+    seconds: float = 0.0  # since it was begun
+    seconds_left: float | None = None  # estimate
+    detail: str = ""
+
+
+Event = PhaseStarted | PhaseDone | TrainState | Preview | MeshProgress | Note | Saved | SceneState
 Hook = Callable[[Event], None]
 
 

@@ -4,6 +4,7 @@ Only cli.py imports this, and only once a verb is known. `None` means that a fla
 """
 
 import difflib
+import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
@@ -14,12 +15,14 @@ from .config import CHOICES, Config, PosesConfig, SceneConfig, load_config
 from .errors import UsageError
 
 if TYPE_CHECKING:
+    from .batch import Runner
     from .compare import Contender
 
 T = TypeVar("T")
 
 BareArgument = Annotated[Path | None, Positional, arg(metavar="PHOTOS|VIDEO", help_behavior_hint="")]
 SceneArgument = Annotated[Path | None, Positional, arg(metavar="SCENE", help_behavior_hint="")]
+ScenesArgument = Annotated[tuple[Path, ...], Positional, arg(metavar="SCENES", help_behavior_hint="")]
 RunArgument = Annotated[Path | None, Positional, arg(metavar="RUN", help_behavior_hint="")]
 MeshFile = Annotated[Path | None, arg(aliases=["-o"], metavar="FILE", help_behavior_hint="")]
 Folder = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
@@ -265,6 +268,36 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Many scenes, each reconstructed in a process of its own: DIR/NAME.ply and DIR/NAME.run, DIR/summary.md and summary.jsonl.
+
+    The same command again skips what is finished, goes on with what is not, and makes anew what was made with other settings or has
+    changed. Ctrl-C once ends all trainings early and still writes their meshes; twice stops at once and keeps the checkpoints.
+    """
+
+    scenes: ScenesArgument = ()
+    """folders or files with photographs and cameras; or photographs alone, or videos"""
+    out: OutFolder = None
+    """folder for everything"""
+    jobs: Count = None
+    """scenes at a time; one for each of --gpus, else 1"""
+    gpus: Annotated[str | None, arg(metavar="0,1,...", help_behavior_hint="")] = None
+    """GPUs to hand out, one to a scene"""
+    shard: Annotated[str | None, arg(metavar="I/N", help_behavior_hint="")] = None
+    """only the I-th of N parts of the scenes, the first is 1: for arrays of jobs on a cluster"""
+    ray: Annotated[str | None, arg(metavar="local|auto|HOST:PORT", help_behavior_hint="")] = None
+    """on a Ray cluster: one started here, the one that this machine belongs to, or another"""
+    force: Flag = False
+    """replace what is there from elsewhere, and start unfinished scenes anew"""
+    json: JsonFile = None
+    """write progress as JSON lines, - for stdout"""
+    quiet: Flag = False
+    """show nothing but errors"""
+    photographs: Annotated[Photographs, OmitArgPrefixes, arg(name="")] = field(default_factory=Photographs)
+    settings: Annotated[Settings, OmitArgPrefixes, arg(name="")] = field(default_factory=Settings)
+
+
+@dataclass(frozen=True)
 class Demo:
     """Make photographs of a solid of known shape, reconstruct it and score the mesh against the truth."""
 
@@ -282,7 +315,7 @@ class Demo:
 def flags(kind: type) -> list[str]:
     """Every --flag of a verb."""
     nested = {"photographs": Photographs, "settings": Settings}
-    named = [f for f in fields(kind) if f.type not in (BareArgument, SceneArgument, RunArgument)]
+    named = [f for f in fields(kind) if f.type not in (BareArgument, SceneArgument, ScenesArgument, RunArgument)]
     return [flag for f in named for flag in (flags(nested[f.name]) if f.name in nested else [f"--{f.name.replace('_', '-')}"])]
 
 
@@ -332,6 +365,41 @@ def contenders(o: Compare) -> "list[Contender]":
     if o.mesh is not None and COLMAP not in names:
         found.append(Contender(o.mesh.name, mesh=o.mesh))
     return found
+
+
+def runner(o: Batch) -> "Runner":
+    """Who makes the scenes: this machine, or a cluster.
+
+    Raises:
+        UsageError: numbers that make no sense, GPUs with --ray, or Ray isn't installed.
+    """
+    from .batch import here
+
+    threads = o.settings.threads or 0
+    gpus = tuple(word.strip() for word in o.gpus.split(",")) if o.gpus is not None else ()
+    if o.jobs is not None and o.jobs < 1:
+        raise UsageError(f"--jobs wants 1 or more, found {o.jobs}")
+    if not all(gpus) or len(set(gpus)) < len(gpus):
+        raise UsageError(f"--gpus wants each GPU once, with commas between them, such as 0,1; found {o.gpus!r}")
+    if o.ray is None:
+        return here(o.jobs or len(gpus) or 1, gpus, threads)
+    if gpus:
+        raise UsageError("--gpus is for this machine alone: with --ray the cluster hands out its GPUs")
+    from .cluster import on_ray
+
+    return on_ray(o.ray, o.jobs or 1, threads)
+
+
+def read_shard(text: str | None) -> tuple[int, int]:
+    """(i, n) of I/N; all of it if not given.
+
+    Raises:
+        UsageError: it is no such thing.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text or "1/1")
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--shard wants I/N with I from 1 to N, such as 2/8; found {text!r}")
+    return int(match[1]), int(match[2])
 
 
 def configure(settings: Settings, photographs: Photographs | None = None, base: str | None = None) -> Config:

@@ -2,12 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+import fastsurf
 from fastsurf.child import ChildError, run_python
+
+PACKAGE = str(Path(fastsurf.__file__).parents[1])
 
 
 def test_a_child_that_is_killed_says_so(tmp_path) -> None:
@@ -39,3 +45,37 @@ def test_what_interrupts_us_ends_the_child(tmp_path, following) -> None:
     assert time.monotonic() - start < 20
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+ATTENDED = """\
+import runpy, signal, sys, time
+import fastsurf.cli
+
+def main():
+    try:
+        print("at work", repr(sys.stdin.read()), flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        return 7
+
+fastsurf.cli.main = main
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+runpy.run_module("fastsurf.attended", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals can be blocked on POSIX alone")
+@pytest.mark.parametrize("order, code", [(b"\n", 7), (b"", 130)], ids=["a byte", "the end"])
+def test_what_is_attended_obeys_its_stdin_even_where_ctrl_c_was_blocked(order, code) -> None:
+    words, variables = [sys.executable, "-c", ATTENDED], os.environ | {"PYTHONPATH": PACKAGE}
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables)
+    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout.readline() == b"at work ''\n"
+    if order:
+        process.stdin.write(order)
+        process.stdin.flush()
+    else:
+        process.stdin.close()
+    assert process.wait(30) == code
+    process.stdout.close()
+    process.stdin.close()

@@ -9,9 +9,9 @@ import fastsurf
 
 PACKAGE = Path(fastsurf.__file__).parent
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "native" not in p.parent.parts)
-FRONT = {"cli", "options", "__main__"}  # the command line itself
-RUNS = {"reconstruction", "runs", "demo", "scoring", "compare"}  # the product, made of the core; may use ui's log
-LAZY = {"rich", "tyro", "trimesh", "mcubes", "pycolmap", "scipy", "PIL", "nerfacc", "tinycudann"}  # slow to import
+FRONT = {"cli", "options", "attended", "__main__"}  # the command line itself
+RUNS = {"reconstruction", "runs", "demo", "scoring", "compare", "batch", "cluster"}  # the product, made of the core; may use ui's log
+LAZY = {"rich", "tyro", "trimesh", "mcubes", "pycolmap", "scipy", "PIL", "nerfacc", "tinycudann", "ray"}  # slow to import
 
 
 def name_of(path):

@@ -19,7 +19,7 @@ import pytest
 from fake_events import fake_events, fake_preview, fake_step
 
 import fastsurf
-from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved
+from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, SceneState
 from fastsurf.ui import why_plain
 from fastsurf.ui.jsonlines import JsonLines, read_event
 from fastsurf.ui.pictures import Curve, half_blocks, sparkline
@@ -93,6 +93,50 @@ def test_the_screen_follows_one_run_after_another():
     assert len(board.curves["loss"].values) == 1 and "✓ unisurf 1:00 ── ▶ nerf" in text(board)[1]
 
 
+MANY = [
+    SceneState("fox", "done", 1.0, 75.0, None, "9,120 faces"),
+    SceneState("a-bridge-in-the-old-town-of-a-city", "train", 0.5, 60.0, 59.6, "step 300"),
+    SceneState("horse", "failed", 1.0, 3.0, None, "no cameras"), SceneState("cat", "waiting"), SceneState("dog", "mesh", 0.0, 80.0),
+    SceneState("owl", "kept", 1.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("width, height", [(80, 20), (120, 40)])
+def test_the_screen_has_a_line_for_each_of_many_scenes(width, height):
+    board = board_after([SceneState(s.name, "waiting") for s in MANY] + MANY)
+    lines = text(board, width, height)
+    assert {len(line) for line in lines} == {width} and len(lines) < height
+    assert "2 at work   1 waiting   1 done   1 kept   1 failed" in lines[1] and "  69%" in lines[2]
+    rows = [line.split()[1:] for line in lines[4:10]]
+    assert rows[0] == ["✓", "fox", "done", "1:15", "9,120", "faces", "│"]
+    assert rows[1][:6] == ["▶", "a-bridge-in-the-old-tow…", "train", "━" * 8 + "─" * 8, "50%", "1:00"]
+    assert rows[2][:4] == ["✗", "horse", "failed", "0:03"] and rows[3] == ["○", "cat", "waiting", "│"]
+    assert rows[5][:3] == ["✓", "owl", "kept"]
+    assert "Ctrl-C: finish early and write the meshes" in lines[-1] and "Ctrl-C again: stop at once" in text(board, stopping=True)[-1]
+
+
+def test_where_scenes_are_too_many_those_at_work_are_shown():
+    board = board_after([SceneState(f"s{k}", "kept") for k in range(50)] + [SceneState("bad", "failed")])
+    board(SceneState("s49", "train", 0.2))
+    lines = text(board, 80, 20)
+    assert len(lines) == 19 and any("▶ s49" in line for line in lines) and any("✗ bad" in line for line in lines)
+    shown = sum("▶" in line or "✗" in line or "✓" in line for line in lines)
+    assert f"and {51 - shown} more" in lines[-2]
+
+
+def test_plain_lines_of_many_scenes():
+    clock, stream = Clock(), io.StringIO()
+    plain = Plain(stream, clock)
+    for event in [*MANY, SceneState("dog", "mesh"), replace(MANY[1], done=0.6)]:
+        plain(event)
+    clock.now += 10
+    plain(replace(MANY[1], done=0.7))
+    assert [line.split(maxsplit=1) for line in stream.getvalue().splitlines()] == [
+        ["fox", "done in 1:15: 9,120 faces"], [MANY[1].name, "train  50%  1:00 left  step 300"], ["horse", "failed in 0:03: no cameras"],
+        ["dog", "mesh"], ["owl", "kept"], [MANY[1].name, "train  70%  1:00 left  step 300"],
+    ]  # fmt: skip
+
+
 def test_the_screen_says_what_ctrl_c_would_do():
     lines = text(training_board(), stopping=True)
     assert "finishing early" in lines[2] and "Ctrl-C again: stop at once" in lines[-1]
@@ -103,6 +147,7 @@ def test_the_screen_says_what_ctrl_c_would_do():
 
 def test_events_come_back_from_their_lines(tmp_path):
     told = [e for e in fake_events(3) if not isinstance(e, MeshProgress | Preview)]
+    told += MANY
     told.append(replace(fake_step(4, 1.0), psnr=math.inf, losses={"mask": math.nan}))
     stream = io.StringIO()
     lines = JsonLines(stream, every=0.0)

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..hooks import Event, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, TrainState
+from ..hooks import Event, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, SceneState, TrainState
 
-Told = PhaseStarted | PhaseDone | TrainState | Note | Saved
-NAMES: dict[type[Told], str] = {PhaseStarted: "phase", PhaseDone: "phase_done", TrainState: "step", Note: "note", Saved: "saved"}
+Told = PhaseStarted | PhaseDone | TrainState | Note | Saved | SceneState
+NAMES: dict[type[Told], str] = {
+    PhaseStarted: "phase", PhaseDone: "phase_done", TrainState: "step", Note: "note", Saved: "saved", SceneState: "scene",
+}  # fmt: skip
 KINDS = {name: kind for kind, name in NAMES.items()}
 
 
@@ -37,7 +39,7 @@ class JsonLines:
     def __call__(self, event: Event) -> None:
         if isinstance(event, Preview | MeshProgress):
             return
-        if self._file is None and isinstance(self._to, Path) and isinstance(event, PhaseDone | TrainState):
+        if self._file is None and isinstance(self._to, Path) and isinstance(event, PhaseDone | TrainState | SceneState):
             self._file = _open(self._to, self._append)
             self._file.write("".join(self._early))
         now = self._clock()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TextIO
 
-from ..hooks import Event, MeshProgress, Note, PhaseDone, PhaseStarted, TrainState
+from ..hooks import Event, MeshProgress, Note, PhaseDone, PhaseStarted, SceneState, TrainState
 
 EVERY = 10.0  # seconds between two lines of one phase
 
@@ -16,6 +16,7 @@ class Plain:
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
         self._phase, self._due = "", 0.0
+        self._scenes: dict[str, tuple[str, float]] = {}  # of many: the state last told, and when the next line is due
 
     def __call__(self, event: Event) -> None:
         now = self._clock()
@@ -33,6 +34,11 @@ class Plain:
                 self._line(self._phase, f"{done:4.0%}  {detail}".rstrip())
             case Note(text):
                 self._line("note", text)
+            case SceneState(name, state) if state != "waiting":
+                told, due = self._scenes.get(name, ("", 0.0))
+                if state != told or now >= due:
+                    self._scenes[name] = (state, now + EVERY)
+                    self._line(name, scene_line(event))
             case _:
                 pass
 
@@ -66,6 +72,15 @@ def step_line(state: TrainState) -> str:
         f"{state.progress:4.0%}  step {state.step}  loss {state.loss:.4f}  psnr {state.psnr:.1f} dB  interval {state.half_width:.3f}  "
         f"occupied {state.occupied:.1%}  {quantity(state.samples_per_second)} samples/s  {duration(state.seconds_left)} left"
     )
+
+
+def scene_line(scene: SceneState) -> str:
+    """How one of many scenes stands, in words."""
+    if scene.state in ("done", "stopped", "failed", "kept"):
+        took = f" in {duration(scene.seconds)}" if scene.seconds else ""
+        return f"{scene.state}{took}" + (f": {scene.detail}" if scene.detail else "")
+    left = f"  {duration(scene.seconds_left)} left" if scene.seconds_left is not None else ""
+    return scene.state + (f" {scene.done:4.0%}{left}  {scene.detail}" if scene.detail else "")
 
 
 def closing_lines(

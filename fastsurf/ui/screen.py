@@ -22,7 +22,8 @@ from rich.live import Live
 from rich.segment import Segment
 from rich.style import Style
 
-from ..hooks import Event, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, TrainState
+from ..hooks import Event, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, SceneState, TrainState
+from .many import head_lines, scene_lines
 from .pictures import Curve, Picture, half_blocks, sparkline
 from .plain import duration, quantity
 
@@ -61,6 +62,7 @@ class Board:
     stepping: bool = False  # whether that is training
     notes: list[str] = field(default_factory=list)
     saved: float | None = None  # time of the last checkpoint
+    scenes: dict[str, SceneState] = field(default_factory=dict)  # where there are many
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -89,6 +91,8 @@ class Board:
                 self.notes.append(text)
             case Saved("checkpoint", _):
                 self.saved = self.clock()
+            case SceneState(name):
+                self.scenes[name] = event
             case _:
                 pass
 
@@ -181,9 +185,11 @@ def draw(board: Board, cells: Cells, width: int, height: int, now: float, stoppi
     """The board as at most `height` lines of exactly `width` columns."""
     inner = width - 4
     head = [_phase_line(board, now), _bar_line(board, inner, stopping), []]
+    if board.scenes:
+        head = head_lines(board.scenes, inner, stopping)
     notes = [[Segment(note, YELLOW)] for note in board.notes[-2:]]
     room = height - len(head) - len(notes) - 2 - 1  # two borders, and a line kept free below
-    body = _body(board, cells if pictures else None, inner, room, now)
+    body = scene_lines(board.scenes, room) if board.scenes else _body(board, cells if pictures else None, inner, room, now)
     current = board.current
     lines = [_border("╭", "╮", width, f" fastsurf · {board.title} ", f" {current[1].detail} " if current and current[1].detail else "")]
     for line in head + body + notes:
@@ -195,6 +201,8 @@ def draw(board: Board, cells: Cells, width: int, height: int, now: float, stoppi
 
 def _hint(board: Board, stopping: bool) -> str:
     """What Ctrl-C would do now."""
+    if board.scenes:
+        return "Ctrl-C again: stop at once, keep the checkpoints" if stopping else "Ctrl-C: finish early and write the meshes"
     if stopping:
         return "Ctrl-C again: stop at once, keep the last checkpoint"
     if board.current is not None and board.current[0] == "train":
