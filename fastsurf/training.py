@@ -16,6 +16,7 @@ from torch import Tensor
 from .backends import Backend, FusedBackend
 from .config import TrainConfig
 from .errors import BackendError
+from .forecast import Forecast
 from .fused import FusedStep
 from .hooks import TrainState
 from .losses import Seen
@@ -60,6 +61,7 @@ class Training:
         in_menu = self.config.color.direction != "reflected-learn"
         fused = model.method.fused and in_menu
         self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) and fused else None  # None: by autograd
+        self.forecast = Forecast()
         self.note = ""  # for the user, once training has begun
 
     def prepare(self) -> Callable[[], Tensor]:
@@ -104,6 +106,7 @@ def train(run: Training) -> Iterator[TrainState]:
     """
     run.prepare()  # before the clock starts
     began = time.perf_counter() - run.seconds
+    run.forecast(run.progress(), run.seconds)
     while (progress := run.progress()) < 1.0:
         start = time.perf_counter()
         losses, mse, hit, samples = _step(run, progress)
@@ -118,7 +121,7 @@ def train(run: Training) -> Iterator[TrainState]:
             step=run.step,
             progress=done,
             seconds=run.seconds,
-            seconds_left=run.seconds * (1.0 - done) / done if done > 0 else math.inf,
+            seconds_left=_seconds_left(run, done),
             loss=sum(losses.values()),
             psnr=-10.0 * math.log10(max(run.squared_error, 1e-10)),
             losses=losses,
@@ -128,6 +131,12 @@ def train(run: Training) -> Iterator[TrainState]:
             samples_per_second=samples / (now - start),
             skipped=run.skipped,
         )
+
+
+def _seconds_left(run: Training, done: float) -> float:
+    if run.config.train.steps is not None:
+        return run.forecast(done, run.seconds)
+    return run.seconds * (1.0 - done) / done if done > 0 else math.inf
 
 
 def _running(mean: float, value: float, step: int) -> float:
