@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from .appearance import MEAN
 from .config import Config, from_dict, to_dict
-from .errors import CheckpointError, UsageError
+from .errors import BackendError, CheckpointError, UsageError
 from .files import write_whole
 from .model import Model
 from .training import Training
@@ -40,6 +41,8 @@ class Header:
     seconds: float
     squared_error: float
     photographs: tuple[str, ...]  # names of all, in the scene's order
+    updates: int = 0  # of the parameters: the steps that were not skipped
+    skipped: int = 0  # the others
 
     def photograph(self, name: str) -> int:
         """The index of the photograph whose appearance is wanted, by its name with or without folders and suffix; -1 for mean.
@@ -60,7 +63,12 @@ class Header:
 
 
 def save_checkpoint(path: Path, run: Training) -> None:
-    """Write the whole state of a training run."""
+    """Write the whole state of a training run.
+
+    Raises:
+        BackendError: some of it is not finite; the checkpoint that is there stays.
+        OSError: it can't be written, likewise.
+    """
     scene = run.scene
     header = {
         "format": FORMAT,
@@ -73,13 +81,19 @@ def save_checkpoint(path: Path, run: Training) -> None:
         "device": run.backend.device.type,
         "levels": [[level.scale, level.resolution, level.offset, level.size] for level in run.model.field.levels],
         "step": run.step,
+        "updates": run.optimizer.count,
+        "skipped": run.skipped,
         "progress": run.progress(),
         "seconds": run.seconds,
         "squared_error": run.squared_error,
         "photographs": [view.name for view in scene.capture.views],
     }
     tensors = {f"model.{name}": t.contiguous() for name, t in run.model.state_dict().items()}
-    tensors |= run.optimizer.tensors() | {"generator": run.generator.get_state()}
+    tensors |= run.optimizer.tensors()
+    bad = [name for name, t in tensors.items() if t.is_floating_point() and not math.isfinite(float(t.sum()))]
+    if bad:
+        raise BackendError(f"training went wrong before step {run.step}: {', '.join(bad)} not finite, so no checkpoint was written of it")
+    tensors["generator"] = run.generator.get_state()
     if run.patches is not None:
         tensors |= run.patches.tensors()
     write_whole(path, save(tensors, metadata={"fastsurf": json.dumps(header)}))
@@ -103,7 +117,7 @@ def read_header(path: Path) -> Header:
         return Header(
             from_dict(tree["config"], str(path)), tree["scene"], tree["scene_format"], (x, y, z), tree["radius"],
             tree["background"], tree.get("device", "cpu"), tree["step"], tree["progress"], tree["seconds"], tree["squared_error"],
-            tuple(tree.get("photographs", ())),
+            tuple(tree.get("photographs", ())), tree.get("updates", tree["step"]), tree.get("skipped", 0),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path}: damaged ({type(e).__name__}: {e})") from None
@@ -160,7 +174,7 @@ def resume(path: Path, run: Training) -> None:
         run.generator.set_state(tensors["generator"].to(torch.uint8))
     else:  # a state of another kind of generator: go on with other numbers
         run.generator.manual_seed(run.config.train.seed + header.step)
-    run.optimizer.count = run.step = header.step
+    run.step, run.skipped, run.optimizer.count = header.step, header.skipped, header.updates
     run.seconds, run.squared_error = header.seconds, header.squared_error
 
 

@@ -1,6 +1,6 @@
 """argv → options → one verb. The only module that parses, prints and exits; everything else raises.
 
-Handlers for Ctrl-C and SIGTERM are installed before anything heavy is imported, and each verb imports what it needs.
+Handlers for Ctrl-C, SIGTERM and SIGHUP are installed before anything heavy is imported, and each verb imports what it needs.
 """
 
 import contextlib
@@ -23,13 +23,14 @@ from . import __version__
 from .errors import FastsurfError, UsageError
 
 if TYPE_CHECKING:
-    from .hooks import Event, Hook
+    from .hooks import Control, Event, Hook
     from .mesh import Mesh
     from .options import Batch, Compare, Demo, Eval, Info, MeshAgain, Poses, Reconstruct, Render
 
 T = TypeVar("T")
 
 STOPPED = 130
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # Windows has none
 MESHES = (".ply", ".obj", ".glb", ".stl")
 HELP = """\
 usage: fastsurf VERB ...        fastsurf SCENE -o mesh.ply  means  fastsurf reconstruct SCENE -o mesh.ply
@@ -55,7 +56,8 @@ Exit codes: 0 done, 1 system error (a full disk), 2 wrong usage, 3 unusable inpu
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM. Once training is under way the first asks for an early end; otherwise, and the second time, all stops."""
+    """Ctrl-C, SIGTERM, and SIGHUP where there is one. Once training is under way the first asks for an early end; otherwise, and the second
+    time, all stops. A terminal that is closed may send SIGHUP more than once: that is one time."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()  # the command
@@ -74,8 +76,14 @@ class Interrupt:
         if isinstance(event, PhaseStarted) and event.name == "train":
             self.can_finish = True
 
-    def handle(self, _signal: int, _frame: FrameType | None) -> None:
+    def finish(self) -> None:
+        """Ask for an early end."""
+        self.count = max(self.count, 1)
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler. It only sets numbers or raises: printing here could meet a print under way."""
+        if number == HANGUP and self.count:
+            return
         self.count += 1
         if self.can_finish and self.count == 1:
             return
@@ -96,7 +104,10 @@ class Interrupt:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {s: signal.signal(s, self.handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        wanted = [signal.SIGINT, signal.SIGTERM]
+        if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:  # which nohup wants it to be
+            wanted.append(HANGUP)
+        before = {s: signal.signal(s, self.handle) for s in wanted}
         try:
             yield
         finally:
@@ -286,13 +297,16 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
     if o.resume:
         kept.checkpoint = run / "checkpoint.safetensors"
 
-    with _display(o.json, o.quiet, name, ("read", "train", "mesh"), interrupt.requested) as display, \
+    from .hooks import Control
+
+    control = Control(interrupt.finish)
+    with _display(o.json, o.quiet, name, ("read", "train", "mesh"), interrupt.requested, control) as display, \
             _json_lines(o.json, o.force or o.resume, o.resume) as lines:
         from .reconstruction import reconstruct as make
 
         result = make(
             path, config, run=run, out=o.out, go_on=o.resume, force=o.force, format=o.photographs.format,
-            hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested, began=interrupt.began,
+            hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested, control=control, began=interrupt.began,
         )
     if not o.quiet:
         again = ["fastsurf", "reconstruct", str(path), *(["-o", str(o.out)] if o.out else []), "--run", str(run), "--resume"]
@@ -463,8 +477,9 @@ def _at(error: OSError) -> str:
 
 
 def _fail(text: str, code: int) -> int:
-    with contextlib.suppress(OSError):
-        print("fastsurf: " + " ".join(text.split()), file=sys.stderr, flush=True)
+    from .ui.lasting import lasting
+
+    print("fastsurf: " + " ".join(text.split()), file=lasting(sys.stderr), flush=True)
     return code
 
 
@@ -498,17 +513,20 @@ def _check_file(path: Path, force: bool) -> None:
 
 
 def _people(json_to: str | None) -> TextIO:
-    """Where words for people go: stdout, unless that carries JSON."""
-    return sys.stderr if json_to == "-" else sys.stdout
+    """Where words for people go: stdout, unless that carries JSON. The work goes on if nobody is there to read them any more."""
+    from .ui.lasting import lasting
+
+    return lasting(sys.stderr if json_to == "-" else sys.stdout)
 
 
 @contextlib.contextmanager
 def _display(
-    json_to: str | None, quiet: bool, title: str, phases: tuple[str, ...], stopping: Callable[[], bool] = lambda: False
+    json_to: str | None, quiet: bool, title: str, phases: tuple[str, ...], stopping: Callable[[], bool] = lambda: False,
+    control: "Control | None" = None,
 ) -> "Iterator[Hook]":
     from .ui import open_display
 
-    with open_display(_people(json_to), title, phases, stopping, quiet) as display:
+    with open_display(_people(json_to), title, phases, stopping, quiet, control) as display:
         yield display
 
 
@@ -521,12 +539,15 @@ def _json_lines(to: str | None, force: bool, append: bool) -> "Iterator[Hook]":
     if to != "-":
         _check_file(Path(to), force)
     from .ui.jsonlines import JsonLines
+    from .ui.lasting import lasting
 
-    lines = JsonLines(sys.stdout if to == "-" else Path(to), append)
+    lines = JsonLines(lasting(sys.stdout) if to == "-" else Path(to), append)
     try:
         yield lines
     finally:
         lines.close()
+        if lines.trouble:
+            _say([f"note   {lines.trouble}"], lasting(sys.stderr))
 
 
 @contextlib.contextmanager

@@ -121,6 +121,7 @@ class TrainConfig:
     cameras: bool = False  # learn corrections of the poses too; of the method idr
     rate_cameras: float = 1e-3  # of quaternions and, in scene units, translations
     final_rate: float = 0.2  # of the initial learning rates
+    skip_limit: int = 20  # steps in a row, or 1 % of all if that is more, whose numbers may not be finite; then the run stops
     seed: int = 0
     save_every: float = 60.0  # seconds between checkpoints
     preview_every: float = 8.0  # seconds between previews
@@ -186,6 +187,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "loss.mask": (0, ANY), "loss.points": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY), "loss.eikonal": (0, ANY),
     "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.rate_cameras": (0, 1),
+    "train.skip_limit": (0, ANY),
     "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
     "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
     "poses.max_side": (100, ANY), "poses.features": (100, 1 << 15), "poses.frames": (3, ANY), "poses.least": (0, 1),

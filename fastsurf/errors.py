@@ -38,6 +38,20 @@ class MeshError(FastsurfError):
     exit_code = 3
 
 
+class ResourceError(FastsurfError):
+    """The machine has no more to give: disk or memory. What was saved before is whole."""
+
+    exit_code = 1
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory for something: Python's, NumPy's, torch's on a CPU or a GPU."""
+    if isinstance(error, MemoryError):
+        return True
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
 class BackendError(FastsurfError):
     """The chosen backend can't run here, or produced numbers that are not finite."""
 

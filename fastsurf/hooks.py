@@ -1,12 +1,15 @@
 """What a running reconstruction tells its owner: events, handed to every hook in order.
 
-A hook is any function of one event. The core makes events and never prints; screens, log files and plots are hooks.
+A hook is any function of one event. The core makes events and never prints; screens, log files and plots are hooks. What the owner
+wants in turn goes through a `Control`.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -43,6 +46,7 @@ class TrainState:
     occupied: float  # share of grid cells in use
     hit: float  # share of rays that met a surface
     samples_per_second: float
+    skipped: int = 0  # steps so far whose numbers were not finite; they changed nothing
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,29 @@ class SceneState:
 
 Event = PhaseStarted | PhaseDone | TrainState | Preview | MeshProgress | Note | Saved | SceneState
 Hook = Callable[[Event], None]
+Wish = Literal["save", "mesh", "view"]
+
+
+class Control:
+    """What the owner of a running reconstruction wants of its training; set from any thread, looked at between steps."""
+
+    def __init__(self, finish: Callable[[], None] = lambda: None) -> None:
+        """
+        Args:
+            finish: makes the `should_stop` of the run true.
+        """
+        self.finish = finish
+        self.paused = False  # the clock of `train.minutes` stands still meanwhile
+        self._wanted: deque[Wish] = deque()
+
+    def want(self, wish: Wish) -> None:
+        """save: a checkpoint now; mesh: RUN/preview.ply at half the resolution; view: a preview of the next photograph's view."""
+        self._wanted.append(wish)
+
+    def wishes(self) -> Iterator[Wish]:
+        """Those not looked at yet, once each."""
+        while self._wanted:
+            yield self._wanted.popleft()
 
 
 class Phases:

@@ -27,7 +27,8 @@ def write_mesh(path: Path, mesh: Mesh, comments: Sequence[str] = ()) -> None:
 
     Raises:
         UsageError: another suffix.
-        MeshError: the mesh is empty or not finite, the format can't hold its coordinates, or the disk didn't take it.
+        MeshError: the mesh is empty or not finite, or the format can't hold its coordinates.
+        OSError: the disk didn't take it.
     """
     write = writer(path)
     if not len(mesh.faces):
@@ -35,11 +36,8 @@ def write_mesh(path: Path, mesh: Mesh, comments: Sequence[str] = ()) -> None:
     if not np.isfinite(mesh.vertices).all():
         raise MeshError(f"{path} not written: {np.sum(~np.isfinite(mesh.vertices).all(1))} vertices are not finite")
     lines = [line.encode("ascii", "replace").decode() for comment in comments for line in comment.splitlines()]
-    try:
-        with whole(path) as file:
-            write(file, mesh, lines)
-    except OSError as e:
-        raise MeshError(f"{path} not written: {e.strerror}") from None
+    with whole(path) as file:
+        write(file, mesh, lines)
 
 
 def writer(path: Path) -> Callable[[IO[bytes], Mesh, Sequence[str]], None]:

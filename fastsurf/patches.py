@@ -47,9 +47,9 @@ class Patches:
 
     def note(self, patch: Tensor, errors: Tensor) -> None:
         """Rays (n,) of these patches had these errors (n, 3)."""
-        n = len(self.errors)
-        sums = errors.new_zeros(n, 3).index_add_(0, patch, errors)
-        count = errors.new_zeros(n).index_add_(0, patch, errors.new_ones(len(errors)))
+        n, finite = len(self.errors), errors.isfinite().all(1)
+        sums = errors.new_zeros(n, 3).index_add_(0, patch, torch.where(finite[:, None], errors, 0.0))
+        count = errors.new_zeros(n).index_add_(0, patch, finite.float())
         self.visits += count
         memory = torch.clamp(1.0 - count / self.visits.clamp(min=1.0), max=MEMORY)  # at first the plain mean
         memory = torch.where(count > 0.0, memory, 1.0)[:, None]

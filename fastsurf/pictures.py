@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .appearance import MEAN
 from .compositing import Rendering
-from .hooks import Preview
+from .hooks import Hook, Preview
 from .losses import color_loss, outlier_scale
+from .memory import in_parts
 from .model import Model
 from .optim import BETAS, EPSILON
 from .rays import Rays, make_rays
@@ -25,14 +26,16 @@ FIT_STEPS, FIT_RAYS, FIT_RATE = 60, 512, 0.1  # of a held-out photograph's embed
 
 
 @torch.no_grad()
-def render_rays(model: Model, rays: Rays) -> Rendering:
-    """Colours, opacity, depth and normals of any number of rays, without jitter; on the CPU."""
+def render_rays(model: Model, rays: Rays, events: Hook = lambda _: None) -> Rendering:
+    """Colours, opacity, depth and normals of any number of rays, without jitter; on the CPU. Hooks hear of it where memory is short."""
     c, device = model.config.sampling, model.backend.device
     samples = Samples(c.front, c.interval)
-    parts = [
-        model.method.render(model.corrected(part.to(device)), model, model.width, samples, lambda r: background_color(model, r, None))[0]
-        for part in _split(rays)
-    ]
+
+    def render(part: slice) -> Rendering:
+        shown = model.corrected(rays[part].to(device))
+        return model.method.render(shown, model, model.width, samples, lambda r: background_color(model, r, None))[0]
+
+    parts = list(in_parts(render, len(rays), RAYS_AT_ONCE, events))
     return Rendering(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in Rendering.__dataclass_fields__))
 
 
@@ -57,11 +60,6 @@ def fit_appearance(model: Model, rays: Rays, target: Tensor, view: int) -> None:
         (gradient,) = torch.autograd.grad(color_loss(shown.rgb, wanted, outlier=scale), [table])
         rate = FIT_RATE * (1.0 - (step - 1) / FIT_STEPS)
         model.backend.adam_(table.data, gradient, first, second, step, rate, BETAS, EPSILON)
-
-
-def _split(rays: Rays) -> Iterator[Rays]:
-    for start in range(0, len(rays), RAYS_AT_ONCE):
-        yield rays[slice(start, start + RAYS_AT_ONCE)]
 
 
 def to_bytes(values: Tensor) -> np.ndarray:
@@ -105,22 +103,27 @@ def png(picture: np.ndarray) -> bytes:
 
 
 @torch.no_grad()
-def vertex_colors(model: Model, vertices: np.ndarray, colored: bool = True, view: int = MEAN) -> tuple[np.ndarray, np.ndarray | None]:
+def vertex_colors(
+    model: Model, vertices: np.ndarray, colored: bool = True, view: int = MEAN, events: Hook = lambda _: None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Unit normals (v, 3) float32 from the field and colours (v, 3) uint8 as seen straight along the normal.
 
     Args:
         vertices: (v, 3) scene units.
         view: the photograph whose appearance they have.
+        events: hear of it where memory is short.
     """
-    normals, colors = [], []
     points = torch.from_numpy(vertices.astype(np.float32))
-    for start in range(0, len(points), VERTICES_AT_ONCE):
-        x = points[start : start + VERTICES_AT_ONCE].to(model.backend.device)
+
+    def look(part: slice) -> tuple[Tensor, Tensor]:
+        x = points[part].to(model.backend.device)
         sample = model.sample(x)
-        normals.append(sample.normal.cpu())
-        if colored:
-            views = torch.full((len(x),), view, device=x.device)
-            colors.append(model.color(x, sample, -sample.normal, views).cpu())
+        if not colored:
+            return sample.normal.cpu(), x.new_zeros(0, 3)
+        views = torch.full((len(x),), view, device=x.device)
+        return sample.normal.cpu(), model.color(x, sample, -sample.normal, views).cpu()
+
+    normals, colors = zip(*in_parts(look, len(points), VERTICES_AT_ONCE, events), strict=True)
     return torch.cat(normals).numpy(), to_bytes(torch.cat(colors)) if colored else None
 
 

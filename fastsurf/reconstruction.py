@@ -1,11 +1,12 @@
 """The product: load → train → mesh → write. Start reading here.
 
 A run folder holds config.toml, log.jsonl, checkpoint.safetensors, preview.png, first_mesh.ply (half-way), mesh.ply, points.npz where sparse
-points were made, and cameras.json where cameras are learned; each is replaced whole or not at all. Photographs without cameras get them
-first, in the folder poses.
+points were made, cameras.json where cameras are learned, and preview.ply where it was asked for; each is replaced whole or not at all.
+While a run is going it holds a lock. Photographs without cameras get them first, in the folder poses.
 """
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -27,12 +28,15 @@ from .checkpoint import read_header, resume, save_checkpoint
 from .child import ChildError
 from .config import Config, check, to_toml
 from .encoding import stable_finest
-from .errors import MeshError, UsageError
-from .files import whole, write_whole
+from .errors import MeshError, ResourceError, UsageError, lacks_memory
+from .extraction import BATCH
+from .files import check_writable, sweep, whole, write_whole
 from .formats.transforms import written
-from .hooks import Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
+from .hooks import Control, Event, Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
 from .info import suggested_resolution, warnings
 from .landmarks import side_for, triangulate
+from .locks import locked
+from .memory import in_parts
 from .mesh import Mesh, clean, extract, simplify
 from .methods import METHODS
 from .model import Model
@@ -47,8 +51,11 @@ POSES = "poses"  # the scene made of photographs without cameras
 CAMERAS = "cameras.json"  # the learned ones
 POINTS = "points.npz"  # sparse points made of the photographs
 STEP_TAKES = {"cpu": 0.02, "cuda": 0.003}  # seconds, about
+PREVIEW_MESH = "preview.ply"
 FIRST_MESH, FIRST_MESH_AT = "first_mesh.ply", 0.5  # of the training
 MESHING_TAKES = 2.0  # seconds, until the first mesh tells
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of a disk, a quota, a limit on files
+PATIENCE = 0.05  # seconds between two looks at the control of a paused run
 MESH_GROWS = 3.0  # times as long for twice the resolution: between a curve's 2 and a surface's 4
 
 
@@ -75,6 +82,7 @@ def reconstruct(
     format: str | None = None,
     hooks: Sequence[Hook] = (),
     should_stop: Callable[[], bool] = lambda: False,
+    control: Control | None = None,
     began: float | None = None,
 ) -> Result:
     """Photographs with cameras in, a coloured mesh in their own coordinates out.
@@ -88,27 +96,45 @@ def reconstruct(
         format: name of the scene's format, where it can't be told.
         hooks: called with every event (hooks.py).
         should_stop: asked between steps; True ends the training early, and the mesh is still written.
+        control: pauses the training, and asks for files between steps. A pause stops the clock of `train.minutes`.
         began: when the clock of `train.minutes` started, by `time.monotonic()`; now if not given. Finding cameras stops that clock.
 
     Raises:
-        SceneError, ConfigError, CheckpointError, MeshError, BackendError: see errors.py; what was saved until then is kept.
+        SceneError, ConfigError, CheckpointError, MeshError, BackendError, ResourceError: see errors.py; what was saved until then is kept.
+        UsageError: among others, another process is at work in the folder.
     """
     began = time.monotonic() if began is None else began
     config, run = config or Config(), Path(run)
     check(config)
     out = Path(out) if out else None
-    if (run / CHECKPOINT).exists() and not (go_on or force):
-        raise UsageError(f"{run} already holds a run: continue it with --resume, or choose another folder with --run")
-    if go_on:
-        read_header(run / CHECKPOINT)
     if out is not None:
         meshio.writer(out)
-    log = JsonLines(run / LOG, append=go_on)
-    try:
-        with compute(config.backend, config.threads, config.precision) as backend:
-            return _reconstruct(scene, config, backend, run, out, go_on, format, announce([log, *hooks]), should_stop, began)
-    finally:
-        log.close()
+    for folder in [run, *([out.parent] if out else [])]:
+        check_writable(folder)
+    with locked(run):
+        if (run / CHECKPOINT).exists() and not (go_on or force):
+            raise UsageError(f"{run} already holds a run: continue it with --resume, or choose another folder with --run")
+        if go_on:
+            read_header(run / CHECKPOINT)
+        kept = (CHECKPOINT, CONFIG, PREVIEW, MESH, FIRST_MESH, PREVIEW_MESH, POINTS, CAMERAS)
+        sweep(*(run / name for name in kept), *([out] if out else []))
+        log = JsonLines(run / LOG, append=go_on)
+        others, told = announce(hooks), list[str]()
+
+        def events(event: Event) -> None:
+            log(event)
+            others(event)
+            if log.trouble and not told:
+                told.append(log.trouble)
+                others(Note(log.trouble))
+
+        try:
+            with compute(config.backend, config.threads, config.precision) as backend:
+                return _reconstruct(
+                    scene, config, backend, run, out, go_on, format, events, should_stop, control or Control(), began
+                )
+        finally:
+            log.close()
 
 
 @contextlib.contextmanager
@@ -142,6 +168,7 @@ def _reconstruct(
     format: str | None,
     events: Hook,
     should_stop: Callable[[], bool],
+    control: Control,
     began: float,
 ) -> Result:
     phases = Phases(events)
@@ -153,7 +180,7 @@ def _reconstruct(
             phase.detail = f"{len(placed.placed)} of {len(placed.placed) + len(placed.left_out)} photographs placed"
         source = placed.scene
         began += phases.seconds["poses"]
-    with phases("read") as phase:
+    with phases("read") as phase, explained("reading the photographs", f"--set scene.max_side={config.scene.max_side // 2}"):
         scene = source if isinstance(source, Scene) else load_scene(source, config.scene, format)
         for note in [*scene.notes, *warnings(scene)]:
             events(Note(note))
@@ -167,7 +194,7 @@ def _reconstruct(
     if METHODS[config.method].wants_masks and scene.masks is None:
         events(Note(f"{config.method} learns the outline from masks, and there are none: expect a surface that bulges towards the cameras"))
 
-    with phases("train") as phase:
+    with phases("train") as phase, explained("training", _smaller(config), "the last checkpoint stays"):
         model = Model(config, backend, background_kind(scene, config), len(scene.capture.views))
         training = Training(scene, model, backend)
         if go_on:
@@ -176,19 +203,21 @@ def _reconstruct(
         if backend.capturable:
             events(Note("the GPU's kernels are compiled at the first run on a machine, which takes up to half a minute, and kept"))
         training.besides = time.monotonic() - began + MESHING_TAKES
-        state = _train(training, run, events, should_stop)
-        phase.detail = f"{training.step} steps"
+        state = _train(training, run, events, should_stop, control)
+        phase.detail = f"{training.step} steps" + (f", {training.skipped} of them skipped" if training.skipped else "")
     stopped = training.progress() < 1.0
     if model.corrections is not None:
         write_whole(run / CAMERAS, (json.dumps(written(model.corrections.views(scene)), indent=1) + "\n").encode())
         events(Saved("cameras", run / CAMERAS))
 
-    with phases("mesh") as phase:
+    with phases("mesh") as phase, explained("meshing", *_mesh_again(run, config)):
         model.set_progress(training.progress())
         mesh = make_mesh(model, scene.center, scene.radius, config, events)
         for path in [run / MESH, *([out] if out else [])]:
             meshio.write_mesh(path, mesh, comments=(f"made by fastsurf {__version__} from {scene.capture.path.name}",))
             events(Saved("mesh", path))
+        if not (run / CHECKPOINT).exists() or read_header(run / CHECKPOINT).step != training.step:  # there was no room for it
+            save_checkpoint(run / CHECKPOINT, training)
         phase.detail = f"{len(mesh.faces):,} faces"
     return Result(run, out or run / MESH, mesh, state, phases.seconds, stopped)
 
@@ -215,20 +244,69 @@ def find_landmarks(scene: Scene, config: Config, backend: Backend, run: Path, go
             scene.capture, scene.images, scene.train, scene.center, side, run / f".{POINTS}", seed=t.seed, threads=threads,
             on_progress=lambda done, what: events(MeshProgress(done, what)),
         )  # fmt: skip
-    except ChildError as e:
+        with whole(kept) as file:
+            np.savez(file, points=points, sightings=sightings)
+    except (ChildError, OSError) as e:
         events(Note(f"went on without sparse points: {e}"))
         return
-    with whole(kept) as file:
-        np.savez(file, points=points, sightings=sightings)
     scene.add_landmarks(points, sightings)
     if scene.landmarks is None:
         events(Note(f"went on without sparse points: the photographs share only {len(points)} that could be placed"))
 
 
-def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], bool]) -> TrainState | None:
+@contextlib.contextmanager
+def explained(doing: str, smaller: str, kept: str = "") -> Iterator[None]:
+    """Files that can't be written and memory that isn't there become one line.
+
+    Args:
+        doing: what failed.
+        smaller: what would take less memory.
+        kept: what there is all the same; '' leaves errors about files as they are.
+
+    Raises:
+        ResourceError: that line.
+    """
+    try:
+        yield
+    except OSError as e:
+        if not kept:
+            raise
+        cause = "the disk is full" if e.errno in FULL else f"{doing}: {e.strerror or e}"
+        raise ResourceError(f"{cause} ({e.filename}): {kept}" if e.filename else f"{cause}: {kept}") from e
+    except (MemoryError, RuntimeError) as e:
+        if not lacks_memory(e):
+            raise
+        raise ResourceError(f"out of memory in {doing}; less takes {smaller}" + (f": {kept}" if kept else "")) from e
+
+
+def _smaller(config: Config) -> str:
+    f = config.field
+    sets = {"train.rays": config.train.rays or "automatic", "field.log2_entries": f.log2_entries, "field.levels": f.levels}
+    return "a lower " + ", ".join(f"{name} ({now})" for name, now in sets.items()) + f" or scene.max_side ({config.scene.max_side})"
+
+
+def _mesh_again(run: Path, config: Config) -> tuple[str, str]:
+    """For `explained`."""
+    again = f"what was learned is in {run / CHECKPOINT}, and `fastsurf mesh {run} -o FILE` makes the mesh from it"
+    return f"--resolution {max(config.mesh.resolution // 2, 8)}", again
+
+
+def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], bool], control: Control) -> TrainState | None:
     """Drain the loop, saving and previewing by the clock. A first mesh is made half-way; it also tells how long the last one takes."""
     saved = shown = time.monotonic()
-    state, t, meshed = None, run.config.train, False
+    state, t, meshed, turn = None, run.config.train, False, 0
+
+    def obey() -> None:
+        nonlocal turn
+        for wish in control.wishes():
+            if wish == "save" and _save(folder, run, events):
+                events(Saved("checkpoint", folder / CHECKPOINT))
+            elif wish == "mesh":
+                _half_mesh(run, folder / PREVIEW_MESH, "preview mesh", events)
+            elif wish == "view":
+                turn += 1
+                events(preview(run.model, run.scene, turn))
+
     for state in train(run):
         events(state)
         if run.note:
@@ -236,25 +314,51 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
             run.note = ""
         now = time.monotonic()
         if now - shown >= t.preview_every or state.step == 20:
-            shown = now
-            events(preview(run.model, run.scene, state.step))
+            shown, turn = now, turn + 1
+            events(preview(run.model, run.scene, turn))
         if now - saved >= t.save_every:
             saved = now
-            save_checkpoint(folder / CHECKPOINT, run)
-            events(Saved("checkpoint", folder / CHECKPOINT))
+            if _save(folder, run, events):
+                events(Saved("checkpoint", folder / CHECKPOINT))
         if not meshed and state.progress >= FIRST_MESH_AT:
             meshed = True
-            run.besides += _first_mesh(run, folder, events) - MESHING_TAKES
+            run.besides += _half_mesh(run, folder / FIRST_MESH, "first mesh", events) - MESHING_TAKES
+        obey()
+        start = time.monotonic()
+        while control.paused and not should_stop():
+            obey()
+            time.sleep(PATIENCE)
+        run.paused = time.monotonic() - start
         if should_stop():
             events(Note(f"stopped at step {state.step}; saving and meshing what is there"))
             break
-    save_checkpoint(folder / CHECKPOINT, run)
-    write_whole(folder / PREVIEW, preview_png(run.model, run.scene))
-    events(Saved("checkpoint", folder / CHECKPOINT))
+    kept = _save(folder, run, events)
+    with _optional("the preview", events):
+        write_whole(folder / PREVIEW, preview_png(run.model, run.scene))
+    if kept:
+        events(Saved("checkpoint", folder / CHECKPOINT))
     return state
 
 
-def _first_mesh(run: Training, folder: Path, events: Hook) -> float:
+def _save(folder: Path, run: Training, events: Hook) -> bool:
+    """A checkpoint; whether it was written. Where it can't be, the one before stays and training goes on."""
+    kept = False
+    with _optional("the checkpoint", events):
+        save_checkpoint(folder / CHECKPOINT, run)
+        kept = True
+    return kept
+
+
+@contextlib.contextmanager
+def _optional(what: str, events: Hook) -> Iterator[None]:
+    """What the run can go on without becomes a note where it can't be written."""
+    try:
+        yield
+    except OSError as e:
+        events(Note(f"{what} could not be written ({e.strerror}): the run goes on, what was saved before stays"))
+
+
+def _half_mesh(run: Training, path: Path, what: str, events: Hook) -> float:
     """A mesh at half the resolution, for the impatient; returns the seconds that one at the full resolution will take."""
     config, start = run.config, time.monotonic()
     half = replace(config, mesh=replace(config.mesh, resolution=max(config.mesh.resolution // 2, 8)))
@@ -263,11 +367,18 @@ def _first_mesh(run: Training, folder: Path, events: Hook) -> float:
         mesh = make_mesh(run.model, run.scene.center, run.scene.radius, half, lambda _: None)
     except MeshError:
         return MESHING_TAKES
+    except (MemoryError, RuntimeError) as e:
+        if not lacks_memory(e):
+            raise
+        events(Note(f"there was no memory for the {what}: the run goes on"))
+        return MESHING_TAKES
     finally:
         run.model.grid.load_state_dict(grid)  # training goes on as if nobody had looked
-    meshio.write_mesh(folder / FIRST_MESH, mesh, comments=(f"made by fastsurf {__version__}, half-way",))
-    events(Saved("first mesh", folder / FIRST_MESH))
-    return MESH_GROWS * (time.monotonic() - start)
+    took = MESH_GROWS * (time.monotonic() - start)
+    with _optional(f"the {what}", events):
+        meshio.write_mesh(path, mesh, comments=(f"made by fastsurf {__version__} after {run.step} steps",))
+        events(Saved(what, path))
+    return took
 
 
 def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config, events: Hook, view: int = MEAN) -> Mesh:
@@ -281,14 +392,14 @@ def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config
     c = config.mesh
 
     def level(x: Tensor) -> Tensor:
-        return model.level(x.to(device))
+        return torch.cat(list(in_parts(lambda part: model.level(x[part].to(device)), len(x), BATCH, events)))
 
     threads = model.backend.thread_count() if isinstance(model.backend, NativeBackend) else 0
     vertices, faces = extract(level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")), threads)
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
     if c.faces:
         vertices, faces = simplify(vertices, faces, c.faces)
-    normals, colors = vertex_colors(model, vertices, c.colors, view)
+    normals, colors = vertex_colors(model, vertices, c.colors, view, events)
     events(MeshProgress(1.0, "colours"))
     world = np.asarray(center, np.float64) + radius * vertices
     return Mesh(world, faces, normals, colors)

@@ -58,12 +58,19 @@ def open_scene(header: Header) -> Scene:
     """The photographs of a run, with the scene box that it used.
 
     Raises:
-        CheckpointError: they are no longer where they were.
+        CheckpointError: they are no longer where they were, or no longer the same ones.
+        SceneError: one of them can't be read.
     """
     if not Path(header.scene).exists():
         raise CheckpointError(f"the photographs of this run are gone: it was made from {header.scene}")
     config = replace(header.config.scene, center=header.center, radius=header.radius)
-    return load_scene(header.scene, config, header.scene_format)
+    scene = load_scene(header.scene, config, header.scene_format)
+    names = tuple(view.name for view in scene.capture.views)
+    if header.photographs and names != header.photographs:
+        gone = [name for name in header.photographs if name not in names]
+        which = f"{gone[0]} is gone" + (f" with {len(gone) - 1} others" if gone[1:] else "") if gone else "there are others"
+        raise CheckpointError(f"the photographs in {header.scene} are no longer those of the run: {which}; put it back, or start again")
+    return scene
 
 
 def mesh_run(
@@ -160,7 +167,7 @@ def _render(header: Header, model: Model, views: str, out: Path, events: Hook, s
     for done, (name, rays, (h, w)) in enumerate(cameras):
         if shown is not None:
             rays = replace(rays, image_index=torch.full_like(rays.image_index, shown))
-        rendering = render_rays(model, rays)
+        rendering = render_rays(model, rays, events)
         colour = to_bytes(rendering.rgb).reshape(h, w, 3)
         depth = (rendering.depth * header.radius).numpy().reshape(h, w)
         pictures = {
@@ -253,7 +260,7 @@ def _score_views(scene: Scene, model: Model, events: Hook, fit: bool) -> dict[st
             fit_appearance(model, rays[torch.from_numpy(left.reshape(-1))], torch.from_numpy(photo[left]).float(), i)
         scored = slice(w // 2 if fit else 0, w)
         rays, photo, counts = rays[torch.arange(h * w).view(h, w)[:, scored].reshape(-1)], photo[:, scored], counts[:, scored]
-        picture = render_rays(model, rays).rgb.numpy().reshape(photo.shape)
+        picture = render_rays(model, rays, events).rgb.numpy().reshape(photo.shape)
         picture = np.where(counts[..., None], picture, photo)
         views[scene.capture.views[i].name] = {"psnr": psnr(picture, photo, counts), "ssim": ssim(picture, photo)}
         events(MeshProgress((done + 1) / len(scene.test), scene.capture.views[i].name))

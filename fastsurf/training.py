@@ -16,6 +16,7 @@ from torch import Tensor
 from .backends import Backend, FusedBackend
 from .config import TrainConfig
 from .errors import BackendError
+from .forecast import Forecast
 from .fused import FusedStep
 from .hooks import TrainState
 from .losses import Seen
@@ -31,8 +32,10 @@ DEFAULT_MINUTES = {"cpu": 3.0, "cuda": 0.5}
 DEFAULT_RAYS = {"cpu": 1024, "cuda": 4096}  # a GPU takes four times as many in less than twice the time
 SHORT_MINUTES, SHORT_RAYS = 0.5, 512  # a CPU has too few steps in so short a run, and smaller ones are worth more
 GRID_LOOKS_EVERYWHERE = 8  # the first grid updates look at every cell
+SMALL = 1 << 16  # numbers of a parameter whose gradient is looked at in every step
 LEAST_SHARE = 0.2  # of `train.minutes` that is training, however long the rest takes
 PATCHES_FROM = 0.3  # progress; before, most of what is unexplained is not yet learned
+SKIPPED_SHARE = 0.01  # of all steps, that may be skipped however many they are
 PSNR_MEMORY = 0.98  # of the running mean of squared errors, per step
 
 
@@ -51,6 +54,8 @@ class Training:
         self.landmarks = scene.landmarks.to(backend.device) if used and scene.landmarks is not None else None
         self.patches = Patches(scene.shapes, backend.device) if self.config.loss.transient > 0 else None
         self.step = 0
+        self.skipped, self.in_a_row = 0, 0  # steps whose numbers were not finite: all, and those just now
+        self.paused = 0.0  # seconds since the last step that are nobody's
         self.seconds = 0.0  # of training
         self.besides = 0.0  # seconds of `train.minutes` that are kept for reading and meshing
         self.squared_error = 1.0  # running mean, per channel
@@ -58,6 +63,7 @@ class Training:
         in_menu = self.config.color.direction != "reflected-learn"
         fused = model.method.fused and in_menu
         self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) and fused else None  # None: by autograd
+        self.forecast = Forecast()
         self.note = ""  # for the user, once training has begun
 
     def prepare(self) -> Callable[[], Tensor]:
@@ -92,26 +98,32 @@ def rays_a_step(config: TrainConfig, device: str) -> int:
 
 
 def train(run: Training) -> Iterator[TrainState]:
-    """Steps until progress is 1. The clock of `train.minutes` runs on while the caller looks at a state.
+    """Steps until progress is 1. The clock of `train.minutes` runs on while the caller looks at a state, less `run.paused`.
+
+    A step whose losses or gradients are not finite is skipped: parameters and moments stay as they are. A recorded one (recording.py) is
+    known one step late; it left gradients of 0, so that parameters moved by the moments they had.
 
     Raises:
-        BackendError: the loss is not finite.
+        BackendError: too many steps were skipped.
     """
     run.prepare()  # before the clock starts
     began = time.perf_counter() - run.seconds
+    run.forecast(run.progress(), run.seconds)
     while (progress := run.progress()) < 1.0:
         start = time.perf_counter()
         losses, mse, hit, samples = _step(run, progress)
         now = time.perf_counter()
+        began, run.paused = began + run.paused, 0.0
         run.seconds = now - began
         run.step += 1
         done = run.progress()
-        run.squared_error = _running(run.squared_error, mse, run.step)
+        if math.isfinite(mse):
+            run.squared_error = _running(run.squared_error, mse, run.step)
         yield TrainState(
             step=run.step,
             progress=done,
             seconds=run.seconds,
-            seconds_left=run.seconds * (1.0 - done) / done if done > 0 else math.inf,
+            seconds_left=_seconds_left(run, done),
             loss=sum(losses.values()),
             psnr=-10.0 * math.log10(max(run.squared_error, 1e-10)),
             losses=losses,
@@ -119,7 +131,14 @@ def train(run: Training) -> Iterator[TrainState]:
             occupied=run.model.grid.share,
             hit=hit,
             samples_per_second=samples / (now - start),
+            skipped=run.skipped,
         )
+
+
+def _seconds_left(run: Training, done: float) -> float:
+    if run.config.train.steps is not None:
+        return run.forecast(done, run.seconds)
+    return run.seconds * (1.0 - done) / done if done > 0 else math.inf
 
 
 def _running(mean: float, value: float, step: int) -> float:
@@ -137,19 +156,37 @@ def _step(run: Training, progress: float) -> tuple[dict[str, float], float, floa
         model.update_grid(run.generator, everywhere=run.step < GRID_LOOKS_EVERYWHERE * config.grid.update_every)
     numbers = run.prepare()().tolist()
     losses = dict(zip(loss_names(run), numbers, strict=False))
-    if not math.isfinite(sum(numbers)):
+    good = math.isfinite(sum(numbers))
+    if not good:
+        _count_skipped(run, losses)
+    if good or isinstance(run.learn, Recording):
+        run.in_a_row = 0 if good else run.in_a_row
+        run.optimizer.step(progress)
+    else:
+        run.model.zero_grad()
+    return losses, numbers[-3], numbers[-2], run.rays * (config.sampling.front + config.sampling.interval)
+
+
+def _count_skipped(run: Training, losses: dict[str, float]) -> None:
+    run.skipped, run.in_a_row = run.skipped + 1, run.in_a_row + 1
+    bad = [name for name, loss in losses.items() if not math.isfinite(loss)]
+    cause = f"the loss {', '.join(bad)} is" if bad else "gradients are"
+    if run.skipped == 1:
+        run.note = f"step {run.step} was skipped: {cause} not finite; more such steps are counted"
+    limit = run.config.train.skip_limit
+    if run.in_a_row > limit or run.skipped > max(limit, SKIPPED_SHARE * run.step):
         raise BackendError(
-            f"training diverged at step {run.step}: loss {sum(losses.values())}; lower train.rate_grid, or use --backend reference"
+            f"training diverged at step {run.step}: {cause} not finite, and so it was {run.in_a_row} steps in a row, {run.skipped} in all; "
+            "lower train.rate_grid, or use --backend reference"
         )
-    run.optimizer.step(progress)
-    return losses, numbers[-2], numbers[-1], run.rays * (config.sampling.front + config.sampling.interval)
 
 
 def learn(run: Training) -> Tensor:
     """Look at random pixels and leave gradients on the parameters.
 
     Returns:
-        the losses in the order of `loss_names`, the mean squared error and the share of rays that hit: (n_losses + 2,).
+        the losses in the order of `loss_names`, the mean squared error, the share of rays that hit, and 0, or NaN if a gradient
+        is not finite: (n_losses + 3,).
     """
     model, config, generator = run.model, run.config, run.generator
     batch = run.scene.sample(run.rays, generator, config.train.foreground, run.fused.backend if run.fused else None)
@@ -164,7 +201,7 @@ def learn(run: Training) -> Tensor:
         numbers, errors = run.fused(batch, behind, target, samples, config.loss, trust, known)
         if run.patches is not None and patch is not None:
             run.patches.note(patch, errors)
-        return numbers
+        return torch.cat([numbers, _flaw(model)])
     rendering, found = model.method.render(batch.rays, model, model.interval, samples, lambda _: behind)
     seen = Seen(batch, rendering, found, target, config.loss, model.plain_colors, generator, trust, known)
     losses = torch.stack([getattr(config.loss, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
@@ -173,7 +210,13 @@ def learn(run: Training) -> Tensor:
         if run.patches is not None and patch is not None:
             run.patches.note(patch, rendering.rgb - target)
         mse = ((rendering.rgb - target) ** 2).mean()
-        return torch.cat([losses, torch.stack([mse, found.hit.float().mean()])])
+        return torch.cat([losses, torch.stack([mse, found.hit.float().mean()]), _flaw(model)])
+
+
+def _flaw(model: Model) -> Tensor:
+    """0 if all gradients are finite, else NaN, (1,). Large tables are left out: what reaches them is in the gradients of matrices, too."""
+    sums = [p.grad.sum() for p in model.parameters() if p.grad is not None and p.numel() <= SMALL]
+    return 0.0 * torch.stack(sums).sum()[None]
 
 
 def loss_names(run: Training) -> list[str]:

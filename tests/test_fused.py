@@ -311,7 +311,7 @@ def test_a_step_learns_what_autograd_learns(tiny, fast, background, sets):
         for p in run.model.parameters():
             p.grad = None
     assert_near(*seen, 1e-4)
-    assert seen[0][0].shape == (5,) and seen[0][0][-1] > 0.1  # color, mask, smooth, mse, hit
+    assert seen[0][0].shape == (6,) and seen[0][0][-2] > 0.1  # color, mask, smooth, mse, hit, flaw
 
 
 def test_what_the_fused_step_lacks_goes_by_autograd(tiny, fast):

@@ -107,7 +107,7 @@ def test_nothing_is_written_that_is_no_mesh(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"\.ply, \.obj, \.glb, \.stl"):
         write_mesh(tmp_path / "c.fbx", mesh)
     (tmp_path / "file").touch()
-    with pytest.raises(MeshError, match=r"d\.ply not written"):
+    with pytest.raises(OSError, match="file"):
         write_mesh(tmp_path / "file" / "d.ply", mesh)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
@@ -122,7 +122,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(meshio, "_write_ply", full)
-    with pytest.raises(MeshError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"):
         write_mesh(path, ellipsoid(UTM))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["mesh.ply"]

@@ -26,7 +26,6 @@ SETS = ("portable", "avx2")  # instruction sets, by the library's numbers
 LIBRARY = "_fastsurf_native"
 COLORS, HARMONICS = 3, 16  # outputs of the colour head that count, and its inputs for the direction
 PROBLEMS = {
-    1: "out of memory",
     2: "this processor lacks the instruction set",
     3: "an argument the library can't take, such as a table shorter than its levels or a step too small for a ray",
 }
@@ -326,6 +325,8 @@ def available() -> bool:
 def call(function: str, *arguments: Any, instructions: int = 0, threads: int = 0) -> None:
     """Call fastsurf_`function`; `instructions` counts in SETS, 0 threads follow `torch.get_num_threads()`."""
     code = getattr(_load(), f"fastsurf_{function}")(instructions, threads or torch.get_num_threads(), *arguments)
+    if code == 1:
+        raise MemoryError(f"native {function}: out of memory")
     if code:
         raise BackendError(f"native {function}: {PROBLEMS.get(code, code)}")
 

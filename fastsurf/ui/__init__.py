@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Protocol, TextIO
 
-from ..hooks import Event
+from ..hooks import Control, Event
 
 SMALLEST = (80, 20)  # columns and rows that the live screen needs
 
@@ -21,13 +21,16 @@ class Display(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
 
-def open_display(stream: TextIO, title: str, phases: tuple[str, ...], stopping: Callable[[], bool], quiet: bool = False) -> Display:
+def open_display(
+    stream: TextIO, title: str, phases: tuple[str, ...], stopping: Callable[[], bool], quiet: bool = False, control: Control | None = None
+) -> Display:
     """The live screen where the terminal can carry it, else plain lines, else (`quiet`) nothing.
 
     Args:
         title: what is worked on.
         phases: names of the phases to come, in order.
         stopping: whether the user has asked to finish early.
+        control: of the training, for the live screen's keys.
     """
     from .plain import Plain, Silent
 
@@ -37,7 +40,7 @@ def open_display(stream: TextIO, title: str, phases: tuple[str, ...], stopping: 
         return Plain(stream)
     from .screen import Screen
 
-    return Screen(stream, title, phases, stopping)
+    return Screen(stream, title, phases, stopping, control)
 
 
 def why_plain(stream: TextIO, environ: Mapping[str, str]) -> str:

@@ -10,11 +10,12 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from ..hooks import Event, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, SceneState, TrainState
 
 Told = PhaseStarted | PhaseDone | TrainState | Note | Saved | SceneState
+WAITING = 1 << 20  # bytes
 NAMES: dict[type[Told], str] = {
     PhaseStarted: "phase", PhaseDone: "phase_done", TrainState: "step", Note: "note", Saved: "saved", SceneState: "scene",
 }  # fmt: skip
@@ -25,13 +26,14 @@ class JsonLines:
     """A hook that writes events as they come; `every` seconds lie between two steps written, and the last one is never lost.
 
     Each line is flushed, so that the file can be followed and survives a kill. A path is opened when the first phase is done: a scene
-    that can't be read leaves no file.
+    that can't be read leaves no file. While a disk is full, lines wait (the last WAITING bytes of them), and `trouble` says so.
     """
 
-    def __init__(self, to: Path | TextIO, append: bool = False, every: float = 1.0, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, to: Path | TextIO, append: bool = False, every: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._to, self._append = to, append
-        self._file: TextIO | None = None if isinstance(to, Path) else to
-        self._early: list[str] = []
+        self._file: IO[bytes] | None = None
+        self._unwritten = b""
+        self.trouble = ""
         self._every, self._clock = every, clock
         self._last = -math.inf
         self._waiting: TrainState | None = None
@@ -41,7 +43,6 @@ class JsonLines:
             return
         if self._file is None and isinstance(self._to, Path) and isinstance(event, PhaseDone | TrainState | SceneState):
             self._file = _open(self._to, self._append)
-            self._file.write("".join(self._early))
         now = self._clock()
         if isinstance(event, TrainState):
             if now - self._last < self._every:
@@ -49,36 +50,45 @@ class JsonLines:
                 return
             self._last, self._waiting = now, None
         else:
-            self._write_waiting(now)
-        self._write(event, now)
+            self._write_waiting()
+        self._write(event)
 
     def close(self) -> None:
         """Write the last step, and close the file if it was opened here."""
-        self._write_waiting(self._clock())
-        if self._file is not None and isinstance(self._to, Path):
+        self._write_waiting()
+        if self._file is not None:
             self._file.close()
 
-    def _write_waiting(self, now: float) -> None:
+    def _write_waiting(self) -> None:
         if self._waiting is not None:
-            self._write(self._waiting, now)
+            self._write(self._waiting)
             self._waiting = None
 
-    def _write(self, event: Told, now: float) -> None:
-        record = {"event": NAMES[type(event)], "time": now} | dataclasses.asdict(event)
+    def _write(self, event: Told) -> None:
+        record = {"event": NAMES[type(event)], "time": time.time()} | dataclasses.asdict(event)
         line = json.dumps(finite(record), ensure_ascii=False) + "\n"
-        if self._file is None:
-            self._early.append(line)
+        if not isinstance(self._to, Path):
+            self._to.write(line)
+            self._to.flush()
             return
-        self._file.write(line)
-        self._file.flush()
+        self._unwritten += line.encode(errors="replace")
+        try:
+            while self._file is not None and self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+            self.trouble = ""
+        except OSError as e:
+            self.trouble = f"{self._to} can't be written ({e.strerror}): the work goes on without it"
+            if len(self._unwritten) > WAITING:  # from the next line on that fits
+                self._unwritten = b"\n" + self._unwritten[-WAITING:].partition(b"\n")[2]
 
 
-def _open(path: Path, append: bool) -> TextIO:
+def _open(path: Path, append: bool) -> IO[bytes]:
+    """Unbuffered: what could not be written is known and can be tried again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cut = append and path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")  # the last line, by a kill
-    file = path.open("a" if append else "w", encoding="utf-8")
+    file = path.open("ab" if append else "wb", buffering=0)
     if cut:
-        file.write("\n")
+        file.write(b"\n")
     return file
 
 

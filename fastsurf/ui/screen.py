@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
@@ -22,7 +23,8 @@ from rich.live import Live
 from rich.segment import Segment
 from rich.style import Style
 
-from ..hooks import Event, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, SceneState, TrainState
+from ..hooks import Control, Event, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, SceneState, TrainState
+from .keys import Keys, can_read, silent, watched
 from .many import head_lines, scene_lines
 from .pictures import Curve, Picture, half_blocks, sparkline
 from .plain import duration, quantity
@@ -63,6 +65,8 @@ class Board:
     notes: list[str] = field(default_factory=list)
     saved: float | None = None  # time of the last checkpoint
     scenes: dict[str, SceneState] = field(default_factory=dict)  # where there are many
+    control: Control | None = None
+    keys: Keys = field(default_factory=dict)  # that do something in training
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -101,12 +105,33 @@ class Board:
         """The phase at work."""
         return next(((name, p) for name, p in self.phases.items() if p.began is not None and p.seconds is None), None)
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is the training that can be controlled."""
+        return self.current is not None and self.current[0] == "train"
+
+
+def _keys(control: Control) -> Keys:
+    """What keys do to a training."""
+
+    def pause() -> None:
+        control.paused = not control.paused
+
+    return {
+        "p": ("pause", pause), "s": ("save", partial(control.want, "save")), "m": ("mesh", partial(control.want, "mesh")),
+        "v": ("view", partial(control.want, "view")), "q": ("finish early", control.finish),
+    }  # fmt: skip
+
 
 class Screen:
     """A hook that keeps a live screen on `stream` while its `with` lasts, and leaves the notes behind."""
 
-    def __init__(self, stream: TextIO, title: str, phases: tuple[str, ...], stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self, stream: TextIO, title: str, phases: tuple[str, ...], stopping: Callable[[], bool], control: Control | None = None
+    ) -> None:
         self.board = Board(title, {name: Phase() for name in phases})
+        if control is not None and can_read():
+            self.board.control, self.board.keys = control, _keys(control)
         self._stopping = stopping
         self._cells = Cells()
         self._stream = stream
@@ -135,8 +160,10 @@ class Screen:
             self._undo.enter_context(contextlib.redirect_stderr(strays))
         if sys.stdout.isatty():
             self._undo.enter_context(contextlib.redirect_stdout(strays))
-        self._undo.enter_context(_silent_keys())
-        self._undo.enter_context(_on_suspend(self._live))
+        terminal = self._undo.enter_context(contextlib.ExitStack())
+        terminal.enter_context(silent())
+        self._undo.enter_context(watched(self.board.keys, lambda: self.board.trains))
+        self._undo.enter_context(_on_suspend(self._live, terminal))
         self._live.start(refresh=True)
         return self
 
@@ -205,7 +232,12 @@ def _hint(board: Board, stopping: bool) -> str:
         return "Ctrl-C again: stop at once, keep the checkpoints" if stopping else "Ctrl-C: finish early and write the meshes"
     if stopping:
         return "Ctrl-C again: stop at once, keep the last checkpoint"
-    if board.current is not None and board.current[0] == "train":
+    if board.trains:
+        if board.keys:
+            words = {key: word for key, (word, _) in board.keys.items()}
+            if board.control is not None and board.control.paused:
+                words["p"] = "go on"
+            return " · ".join(f"{key} {word}" for key, word in words.items())
         return "Ctrl-C: finish early and write the mesh"
     return "Ctrl-C: stop" if board.state is None or "train" not in board.phases else "Ctrl-C twice: stop at once, keep the last checkpoint"
 
@@ -234,7 +266,9 @@ def _bar_line(board: Board, inner: int, stopping: bool) -> Line:
     if current is None or board.done is None:
         return []
     words = f"  {board.done:4.0%}"
-    if board.stepping and board.state is not None:
+    if board.stepping and board.state is not None and board.control is not None and board.control.paused and not stopping:
+        words += f"  step {board.state.step:,}  paused, and so is the clock"
+    elif board.stepping and board.state is not None:
         words += f"  step {board.state.step:,}  {duration(board.state.seconds_left)} left"
     elif board.doing:
         words += f"  {_cut(board.doing, DOING)}"
@@ -280,6 +314,8 @@ def _metrics(board: Board, width: int, now: float) -> list[Line]:
         [Segment(f"{label:<13} ", DIM), Segment(f"{number:<9}", BOLD), Segment(sparkline(curves[key].values, columns) if key else "", CYAN)]
         for label, number, key in rows
     ]
+    if state.skipped:
+        lines.append([Segment(f"{'skipped':<13} ", DIM), Segment(f"{state.skipped} steps, not finite", YELLOW)])
     if board.saved is not None:
         lines.append([Segment(f"{'checkpoint':<13} ", DIM), Segment(f"{duration(now - board.saved)} ago", PLAIN)])
     if board.preview is not None:
@@ -306,42 +342,19 @@ def _cut(text: str, width: int) -> str:
 
 
 @contextlib.contextmanager
-def _silent_keys() -> Iterator[None]:
-    """Keys typed are not echoed into the picture (`^C` neither); the terminal's mode is put back at the end."""
-    try:
-        import termios
-
-        tty = sys.stdin.fileno()
-        before = termios.tcgetattr(tty)
-        if os.tcgetpgrp(tty) != os.getpgrp():
-            raise OSError("in the background")
-    except (ImportError, OSError, ValueError, AttributeError):
-        yield
-        return
-    except termios.error:
-        yield
-        return
-    silent = list(before)
-    silent[3] &= ~termios.ECHO
-    termios.tcsetattr(tty, termios.TCSADRAIN, silent)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(tty, termios.TCSADRAIN, before)
-
-
-@contextlib.contextmanager
-def _on_suspend(live: Live) -> Iterator[None]:
-    """Ctrl-Z gives the ordinary screen back until the job goes on."""
+def _on_suspend(live: Live, terminal: contextlib.ExitStack) -> Iterator[None]:
+    """Ctrl-Z gives the ordinary screen back, and the terminal's mode in `terminal`, until the job goes on."""
     if not hasattr(signal, "SIGTSTP"):
         yield
         return
 
     def suspend(_signal: int, _frame: FrameType | None) -> None:
         live.stop()
+        terminal.close()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, suspend)
+        terminal.enter_context(silent())
         live.start(refresh=True)
 
     try:

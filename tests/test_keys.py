@@ -1,0 +1,118 @@
+"""Keys of the live screen, typed on a terminal of the test's own."""
+
+import contextlib
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+from test_cli import PACKAGE, TINY
+from test_ui import board_after, fake_step, text
+
+from fastsurf.hooks import Control, PhaseStarted
+from fastsurf.meshio import read_mesh
+from fastsurf.ui.screen import _keys
+
+
+@contextlib.contextmanager
+def on_a_terminal(words):
+    """A process on 80 x 24; `wait_for(text)` gives what it wrote since the last call, `type_in(keys)` types."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+
+    def take():
+        import fcntl
+
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    environ = os.environ | {"TERM": "xterm-256color", "PYTHONPATH": PACKAGE, "PYTHONIOENCODING": "utf-8"}
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)], stdin=theirs, stdout=theirs, stderr=theirs, env=environ, start_new_session=True, preexec_fn=take
+    )
+    seen = b""
+
+    def wait_for(wanted):
+        nonlocal seen
+        deadline = time.monotonic() + 60
+        while wanted not in seen.decode(errors="ignore"):
+            assert time.monotonic() < deadline and (process.poll() is None or select.select([ours], [], [], 0)[0]), (wanted, seen[-2000:])
+            if select.select([ours], [], [], 0.05)[0]:
+                seen += os.read(ours, 1 << 16)
+        before, seen = seen, b""
+        return before.decode(errors="ignore")
+
+    try:
+        yield process, theirs, wait_for, lambda keys: os.write(ours, keys.encode())
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)
+
+
+def mode(terminal):
+    return [part for part in termios.tcgetattr(terminal)[3:4]]
+
+
+def test_keys_pause_save_mesh_look_and_finish(tiny_folder, tmp_path):
+    run = tmp_path / "r"
+    words = ["-m", "fastsurf", tiny_folder, "--run", run, *TINY, "--steps", "100000", "--set", "train.preview_every=1e9"]
+    with on_a_terminal(words) as (process, terminal, wait_for, type_in):
+        before = mode(terminal)
+        wait_for("p pause · s save · m mesh · v view · q finish early")
+        wait_for("rays that hit")
+        assert not mode(terminal)[0] & (termios.ECHO | termios.ICANON)
+        type_in("p")
+        wait_for("p go on · s save")
+        paused = re.findall(r"step ([\d,]+)  paused, and so is the clock", wait_for("paused, and so is the clock"))
+        type_in("x\x1bs")  # keys that mean nothing, and save
+        wait_for("checkpoint")
+        assert (run / "checkpoint.safetensors").exists()
+        type_in("m")
+        deadline = time.monotonic() + 60
+        while not (run / "preview.ply").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert len(read_mesh(run / "preview.ply").faces) > 0
+        still = re.findall(r"step ([\d,]+)  paused", wait_for("paused, and so is the clock"))
+        assert set(paused) == set(still) and len(set(still)) == 1
+        type_in("p")
+        wait_for("p pause")
+        type_in("q")
+        wait_for("--resume")
+        assert process.wait(60) == 130 and (run / "mesh.ply").exists() and mode(terminal) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGTSTP])
+def test_the_terminal_is_given_back_however_it_ends(tiny_folder, tmp_path, number):
+    words = ["-m", "fastsurf", tiny_folder, "--run", tmp_path / "r", *TINY, "--steps", "100000"]
+    with on_a_terminal(words) as (process, terminal, wait_for, _):
+        before = mode(terminal)
+        wait_for("q finish early")
+        os.kill(process.pid, number)
+        if number == signal.SIGTSTP:
+            wait_for("\x1b[?1049l")  # a session leader isn't stopped, and goes on at once
+            wait_for("q finish early")
+            assert not mode(terminal)[0] & termios.ECHO
+            os.kill(process.pid, signal.SIGTERM)
+        wait_for("--resume")
+        assert process.wait(60) == 130 and mode(terminal) == before
+
+
+def test_the_bottom_line_names_the_keys_in_eighty_columns():
+    finished = []
+    board = board_after([PhaseStarted("train"), fake_step(3, 0.1)])
+    board.control = Control(lambda: finished.append(True))
+    board.keys = _keys(board.control)
+    assert text(board)[-1].endswith("─ p pause · s save · m mesh · v view · q finish early ─╯") and len(text(board)[-1]) == 80
+    for key in "psvmq":
+        board.keys[key][1]()
+    assert board.control.paused and list(board.control.wishes()) == ["save", "view", "mesh"] and finished == [True]
+    assert "p go on · s save" in text(board)[-1] and "step 3  paused, and so is the clock" in text(board)[2]
+    assert "p pause" not in text(board_after([PhaseStarted("read")]))[-1]
