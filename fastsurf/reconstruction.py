@@ -22,12 +22,13 @@ from .backends import Backend, choose_backend
 from .backends.native import NativeBackend
 from .checkpoint import read_header, resume, save_checkpoint
 from .config import Config, check, to_toml
+from .doctor import findings
 from .encoding import stable_finest
-from .errors import MeshError, UsageError
+from .errors import MeshError, SceneError, UsageError
 from .files import write_whole
 from .formats.transforms import written
 from .hooks import Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
-from .info import suggested_resolution, warnings
+from .info import suggested_resolution
 from .mesh import Mesh, clean, extract, simplify
 from .methods import METHODS
 from .model import Model
@@ -148,8 +149,12 @@ def _reconstruct(
         began += phases.seconds["poses"]
     with phases("read") as phase:
         scene = source if isinstance(source, Scene) else load_scene(source, config.scene, format)
-        for note in [*scene.notes, *warnings(scene)]:
+        for note in scene.notes:
             events(Note(note))
+        for finding in findings(scene):
+            if finding.severity == "broken" and config.scene.check == "refuse":
+                raise SceneError(f"{finding} (--set scene.check=ignore goes on all the same)")
+            events(Note(f"{finding.severity}: {finding}" if finding.severity != "note" else str(finding)))
         if backend.note:
             events(Note(backend.note))
         phase.detail = f"{len(scene.images)} photographs"
