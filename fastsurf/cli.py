@@ -221,8 +221,11 @@ def info(o: "Info") -> int:
         if o.sheet.suffix.lower() != ".png":
             raise UsageError(f"--sheet {o.sheet}: want a file ending in .png")
         _check_file(o.sheet, o.force)
+    from dataclasses import asdict
+
     from .doctor import Finding, examine
     from .errors import SceneError
+    from .estimates import estimate, memory
     from .info import judged, report
     from .scene import load_scene
 
@@ -233,7 +236,8 @@ def info(o: "Info") -> int:
             print(json.dumps({"path": str(path), **judged([Finding("broken", "scene", str(e))])}, indent=2, ensure_ascii=False))
         raise
     found, convention = examine(scene, os.cpu_count() or 1)
-    facts = {**report(scene, found), "convention": convention}
+    needed = estimate(scene)
+    facts = {**report(scene, [*found, *memory(needed)]), "convention": convention, "presets": [asdict(e) for e in needed]}
     if o.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:

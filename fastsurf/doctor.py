@@ -118,10 +118,12 @@ def object_shares(scene: Scene) -> list[float]:
 
 
 def _convention(scene: Scene) -> list[Finding]:
-    """What the lines of sight tell, where they leave no doubt."""
+    """What the lines of sight tell, where they leave no doubt and most views miss the box."""
+    if 2 * len(scene.blind) < len(scene.train):
+        return []
     current = scene.capture.convention or native(scene.capture.format)
     verdict = judge(tuple(scene.capture.views[i] for i in scene.train), current, None)
-    if verdict.best == current or 2 * len(scene.blind) < len(scene.train):
+    if verdict.best == current:
         return []
     own, other = verdict.looking[current], verdict.looking[verdict.best]
     text = f"poses are read as {current}, and {own:.0%} of the cameras look at one scene; read as {verdict.best} {other:.0%} do"

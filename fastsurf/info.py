@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .doctor import Finding, camera_positions, largest_gap, object_shares, widest_angle
+from .doctor import Finding, camera_positions, largest_gap, object_shares, widest_angle, worst_first
 from .scene import Scene
 
 CELLS_A_VIEW, FEWEST_CELLS = 16, 256  # along the box: found on a facade of 9 photographs and on the fox of 43, of 256 to 1900 cells
@@ -60,7 +60,7 @@ def report(scene: Scene, findings: Sequence[Finding]) -> dict[str, Any]:
 
 def judged(findings: Sequence[Finding]) -> dict[str, Any]:
     """What the doctor found, ready for JSON; all that is left to report of a scene that can't be loaded."""
-    return {"findings": [asdict(finding) for finding in findings], "usable": all(f.severity != "broken" for f in findings)}
+    return {"findings": [asdict(finding) for finding in worst_first(findings)], "usable": all(f.severity != "broken" for f in findings)}
 
 
 def pixel_footprint(scene: Scene) -> float:

@@ -232,11 +232,11 @@ def load_scene(source: str | Path | Capture, config: SceneConfig | None = None, 
     train, test = split(views, config.holdout)
     with_masks = config.masks != "ignore" and (capture.alpha_masks or any(view.mask for view in views))
     store = read_images(views, with_masks, capture.alpha_masks, matte=0 if config.background == "black" else 255)
+    if store.coverage is not None and config.invert_masks:
+        store = replace(store, coverage=255 - store.coverage)
     if not with_masks and config.masks == "auto" and (found := find_masks(store.images)) is not None:
         store = replace(store, coverage=torch.from_numpy(np.concatenate([mask.reshape(-1) for mask in found])))
         notes.append("no masks, but black surroundings: what is bright before them is taken for the object (--masks ignore to differ)")
-    if store.coverage is not None and config.invert_masks:
-        store = replace(store, coverage=255 - store.coverage)
     if config.convention == "auto":
         seen = [views[i] for i in train]
         pairs = find_matches(seen, [store.images[i].numpy() for i in train])

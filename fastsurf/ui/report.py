@@ -34,6 +34,9 @@ def report_lines(facts: Mapping[str, Any], color: bool = False) -> list[str]:
         ("pixel", f"{facts['pixel']:.3g} on the object, 1/{1 / facts['pixel_share']:.0f} of the box"),
         ("resolution", f"{facts['finest_resolution']} cells along the box at the field's finest level"),
     ]
+    if "presets" in facts:
+        needs = (f"{e['preset']} {e['minutes']:g} min, {e['megabytes'] / 1000:.1f} GB" for e in facts["presets"])
+        rows.append(("on a CPU", "; ".join(needs)))
     lines = [f"{label:<{LABEL}}{text}" for label, text in rows]
     drawn = [line for line in camera_map(facts["views"], box["center"], box["radius"]) if line]
     lines += ["", *(" " * LABEL + line for line in drawn), ""]
