@@ -61,16 +61,28 @@ def common_view(views: Sequence[View]) -> Box:
         SceneError: fewer than half of the cameras see that point, or they look in parallel.
     """
     center = meeting_point(views)
-    looking = np.mean([_inside(view, center[None])[0] for view in views])
-    if looking < 0.5:
+    share = _seeing(views, center)
+    if share < 0.5:
         raise SceneError(
-            f"the cameras don't look at one scene: only {looking:.0%} of them see the point nearest to their lines of sight; "
+            f"the cameras don't look at one scene: only {share:.0%} of them see the point nearest to their lines of sight; "
             "check the poses' convention, or set scene.center and scene.radius"
         )
     depths = np.array([(center - view.center) @ view.c2w[:, 2] for view in views])
     halves = np.array([math.sqrt(v.camera.width / v.camera.focal[0] * v.camera.height / v.camera.focal[1]) / 2 for v in views])
     radius = float(np.median((depths * halves)[depths > 0]))
     return Box(center, min(radius, NEAREST_GUESS * _nearest_camera(views, center)), "common view of the cameras")
+
+
+def looking(views: Sequence[View]) -> float:
+    """Share of the views that see the point nearest to their lines of sight; 0 where these are parallel."""
+    try:
+        return _seeing(views, meeting_point(views))
+    except (SceneError, np.linalg.LinAlgError):
+        return 0.0
+
+
+def _seeing(views: Sequence[View], point: np.ndarray) -> float:
+    return float(np.mean([_inside(view, point[None])[0] for view in views]))
 
 
 def meeting_point(views: Sequence[View]) -> np.ndarray:

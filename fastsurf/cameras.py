@@ -93,6 +93,7 @@ class Capture:
         box: centre (3,) and radius of the region that the format itself states, in the world, or None.
         alpha_masks: the photographs' alpha channel is the mask.
         notes: one-line remarks for the user.
+        convention: how poses were read, where that isn't as the format has it (conventions.py).
     """
 
     path: Path
@@ -103,6 +104,7 @@ class Capture:
     box: tuple[np.ndarray, float] | None = None
     alpha_masks: bool = False
     notes: tuple[str, ...] = ()
+    convention: str = ""
 
 
 def unproject(camera: Camera, xy: np.ndarray) -> np.ndarray:

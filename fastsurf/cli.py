@@ -231,17 +231,38 @@ def info(o: "Info") -> int:
 
     path = _wanted(o.scene, "info wants a SCENE: a folder or file with photographs and cameras")
     config = read_as(load_config(o.config, o.set).scene, o.photographs)
-    from .info import report
+    if o.sheet is not None:
+        if o.sheet.suffix.lower() != ".png":
+            raise UsageError(f"--sheet {o.sheet}: want a file ending in .png")
+        _check_file(o.sheet, o.force)
+    from dataclasses import asdict
+
+    from .doctor import Finding, examine
+    from .errors import SceneError
+    from .estimates import estimate, memory
+    from .info import judged, report
     from .scene import load_scene
 
-    scene = load_scene(path, config, o.photographs.format)
-    facts = report(scene)
+    try:
+        scene = load_scene(path, config, o.photographs.format)
+    except SceneError as e:
+        if o.json:
+            print(json.dumps({"path": str(path), **judged([Finding("broken", "scene", str(e))])}, indent=2, ensure_ascii=False))
+        raise
+    found, convention = examine(scene, os.cpu_count() or 1)
+    needed = estimate(scene)
+    facts = {**report(scene, [*found, *memory(needed)]), "convention": convention, "presets": [asdict(e) for e in needed]}
     if o.json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         from .ui.report import report_lines
 
-        print("\n".join(report_lines(facts)))
+        print("\n".join(report_lines(facts, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))))
+    if o.sheet is not None:
+        from .pictures import png
+        from .sheet import draw_sheet
+
+        _write_bytes(o.sheet, png(draw_sheet(scene)))
     return 0 if facts["usable"] else 3
 
 
@@ -586,10 +607,14 @@ def _table(scores: Mapping[str, Any]) -> list[str]:
 def _write_text(to: str, text: str) -> None:
     if to == "-":
         print(text, end="")
-        return
+    else:
+        _write_bytes(Path(to), text.encode())
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
     from .files import write_whole
 
-    write_whole(Path(to), text.encode())
+    write_whole(path, data)
 
 
 def _say(lines: Sequence[str], stream: TextIO) -> None:

@@ -30,7 +30,10 @@ class SceneConfig:
 
     center: tuple[float, float, float] | None = None  # of the scene box, in the input's own frame; None: found
     radius: float | None = None  # half the edge of the scene box, in the input's own units; None: found
+    convention: str = "format"  # of the poses: format (as it has them) | auto (as the photographs say) | opencv | opengl-w2c | ...
+    check: str = "refuse"  # a scene with a finding that is broken: refuse | ignore
     masks: str = "auto"  # auto: those found, or made where surroundings are black | ignore | a folder of masks
+    invert_masks: bool = False  # what is dark in them is the object
     ignore: str = "auto"  # pixels not to learn from, bright in pictures: auto (ignore/NAME.png, dynamic_mask_NAME.png) | none | a folder
     background: str = "auto"  # auto: random behind masks, else model | random | white | black | model
     points: str = "auto"  # without masks: auto (sparse points that the scene brings, else made of the photographs) | ignore
@@ -199,10 +202,15 @@ CHOICES = {
     "field.encoding": ("hash", "frequency", "none"),
     "color.direction": ("view", "reflected", "reflected-learn"),
     "scene.points": ("auto", "ignore"),
+    "scene.convention": (
+        "format", "auto",
+        *(name + way for way in ("", "-w2c") for name in ("opencv", "opengl", "unity", "pytorch3d", "ldb", "rdb", "ldf", "lub")),
+    ),
+    "scene.check": ("refuse", "ignore"),
     "scene.background": ("auto", "random", "white", "black", "model"),
     "poses.pairs": ("auto", "all", "sequence"),
     "poses.cameras": ("auto", "one", "folder", "each"),
-}
+}  # fmt: skip
 
 
 def check(config: Config) -> None:

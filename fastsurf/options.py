@@ -94,6 +94,10 @@ class Info:
     """what can compute on this machine, and why the rest can't; no SCENE"""
     json: Flag = False
     """print it as JSON"""
+    sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
+    """draw the photographs with their masks and the scene box, and where the cameras stand"""
+    force: Flag = False
+    """overwrite FILE.png"""
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,14 @@ from .cameras import load_pycolmap
 from .checkpoint import read_header, resume, save_checkpoint
 from .child import ChildError
 from .config import Config, check, to_toml
+from .doctor import findings
 from .encoding import stable_finest
-from .errors import MeshError, ResourceError, UsageError, lacks_memory
+from .errors import MeshError, ResourceError, SceneError, UsageError, lacks_memory
 from .extraction import BATCH
 from .files import check_writable, sweep, whole, write_whole
 from .formats.transforms import written
 from .hooks import Control, Event, Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
-from .info import suggested_resolution, warnings
+from .info import suggested_resolution
 from .landmarks import side_for, triangulate
 from .locks import locked
 from .memory import in_parts
@@ -182,8 +183,12 @@ def _reconstruct(
         began += phases.seconds["poses"]
     with phases("read") as phase, explained("reading the photographs", f"--set scene.max_side={config.scene.max_side // 2}"):
         scene = source if isinstance(source, Scene) else load_scene(source, config.scene, format)
-        for note in [*scene.notes, *warnings(scene)]:
+        for note in scene.notes:
             events(Note(note))
+        for finding in findings(scene):
+            if finding.severity == "broken" and config.scene.check == "refuse":
+                raise SceneError(f"{finding} (--set scene.check=ignore goes on all the same)")
+            events(Note(f"{finding.severity}: {finding}" if finding.severity != "note" else str(finding)))
         if backend.note:
             events(Note(backend.note))
         phase.detail = f"{len(scene.images)} photographs"

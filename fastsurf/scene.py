@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import formats
+from . import conventions, formats
 from .backends import FusedBackend, Photographs
 from .bounds import Box, find_box
 from .cameras import Capture, View, rescale
 from .config import SceneConfig
+from .epipolar import find_matches
 from .errors import SceneError
 from .formats.checks import find_ignored
 from .images import ImageStore, read_images
@@ -236,13 +237,21 @@ def load_scene(source: str | Path | Capture, config: SceneConfig | None = None, 
     capture = source if isinstance(source, Capture) else formats.load(Path(source), format, config.masks)
     capture = replace(capture, views=tuple(find_ignored(capture.path, capture.views, config.ignore)))
     capture, notes = _reduced(capture, config.max_side)
+    if config.convention != "auto":
+        capture = conventions.apply(capture, config.convention)
     views = capture.views
     train, test = split(views, config.holdout)
     with_masks = config.masks != "ignore" and (capture.alpha_masks or any(view.mask for view in views))
     store = read_images(views, with_masks, capture.alpha_masks, matte=0 if config.background == "black" else 255)
+    if store.coverage is not None and config.invert_masks:
+        store = replace(store, coverage=255 - store.coverage)
     if not with_masks and config.masks == "auto" and (found := find_masks(store.images)) is not None:
         store = replace(store, coverage=torch.from_numpy(np.concatenate([mask.reshape(-1) for mask in found])))
         notes.append("no masks, but black surroundings: what is bright before them is taken for the object (--masks ignore to differ)")
+    if config.convention == "auto":
+        seen = [views[i] for i in train]
+        pairs = find_matches(seen, [store.images[i].numpy() for i in train])
+        capture = conventions.apply(capture, conventions.found_out(seen, capture.format, pairs))
     masks = None if store.masks is None else [store.masks[i].numpy() for i in train]
     if masks is not None:
         check_masks(masks, [views[i].name for i in train])
@@ -250,7 +259,12 @@ def load_scene(source: str | Path | Capture, config: SceneConfig | None = None, 
         share = float(store.left_out.float().mean())
         saying = sum(view.ignore is not None for view in views)
         notes.append(f"{saying} of {len(views)} photographs say what to ignore: {share:.0%} of all pixels")
-    return Scene(capture, store, choose_box(capture, train, masks, config), train, test, [*capture.notes, *notes])
+    try:
+        return Scene(capture, store, choose_box(capture, train, masks, config), train, test, [*capture.notes, *notes])
+    except SceneError as e:
+        seen, current = [capture.views[i] for i in train], capture.convention or conventions.native(capture.format)
+        hint = conventions.suggestion(seen, current, lambda: find_matches(seen, [store.images[i].numpy() for i in train]))
+        raise SceneError(f"{e}{hint}") from None
 
 
 def split(views: Sequence[View], holdout: int) -> tuple[list[int], list[int]]:
@@ -297,7 +311,7 @@ def check_masks(masks: Sequence[np.ndarray], names: Sequence[str]) -> None:
     if np.median(border) > 0.75 and np.median(border) > np.median(whole):
         raise SceneError(
             f"masks look inverted: the object fills {np.median(border):.0%} of the pictures' borders but {np.median(whole):.0%} of their "
-            f"area (first mask: {names[0]}); swap black and white, or use --masks ignore"
+            f"area (first mask: {names[0]}); --set scene.invert_masks=true swaps black and white, --masks ignore does without"
         )
 
 

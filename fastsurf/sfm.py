@@ -348,8 +348,8 @@ def _watch(lines: Iterable[str], token: Any) -> None:
     token.cancel()
 
 
-def main() -> None:
-    """Do the job that stdin names."""
+def serve(work: Callable[[dict[str, Any], Say, Any], None]) -> None:
+    """Do the job that stdin names: `work(job, say, token)` says what there is to say and ends early when the token is cancelled."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what COLMAP prints goes to the log
     job = json.loads(sys.stdin.readline())
@@ -362,7 +362,7 @@ def main() -> None:
 
     with contextlib.suppress(InterruptedError, BrokenPipeError):
         try:
-            run(job, say, token)
+            work(job, say, token)
         except (RuntimeError, ValueError, IndexError) as e:
             say({"error": " ".join(str(e).split())})
 
@@ -371,4 +371,4 @@ if __name__ == "__main__":
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started this, and ends stdin
-    main()
+    serve(run)

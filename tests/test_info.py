@@ -6,8 +6,15 @@ import pytest
 from captures import PINHOLE, ball, looking_at, moved
 
 from fastsurf.config import SceneConfig
-from fastsurf.info import pixel_footprint, report, suggested_resolution, widest_angle
+from fastsurf.doctor import findings, widest_angle
+from fastsurf.info import pixel_footprint, suggested_resolution
+from fastsurf.info import report as report_on
 from fastsurf.scene import load_scene
+
+
+def report(scene):
+    return report_on(scene, findings(scene))
+
 
 BOX = SceneConfig(center=(0.0, 0.0, 0.0), radius=1.2)
 
@@ -46,7 +53,7 @@ def test_the_report_is_plain_json_and_counts_right(tmp_path):
     assert [view["split"] for view in facts["views"]] == ["test" if i % 6 == 0 else "train" for i in range(12)]
     assert 0.1 < facts["masks"]["object_share"] < 0.9
     assert facts["points"] == 0 and "hull" in facts["box"]["source"]
-    assert facts["usable"] and facts["warnings"] == [] and any("reduced" in note for note in facts["notes"])
+    assert facts["usable"] and {f["severity"] for f in facts["findings"]} <= {"note"} and any("reduced" in note for note in facts["notes"])
 
 
 def test_the_widest_angle_is_what_the_cameras_span():
@@ -76,7 +83,7 @@ def from_one_side(capture):
 ], ids=["few", "blind", "inside", "one-sided", "guess"])  # fmt: skip
 def test_what_may_spoil_the_result_is_warned_of(tmp_path, change, config, words):
     facts = report(load_scene(change(ball(tmp_path, n=20, masks=False)), config))
-    assert any(words in warning for warning in facts["warnings"]), facts["warnings"]
+    assert any(words in finding["found"] for finding in facts["findings"]), facts["findings"]
 
 
 def test_a_scene_that_most_cameras_miss_is_not_usable(tmp_path):

@@ -79,7 +79,8 @@ def test_imports_point_one_way(path):
         assert used <= {"ui", "hooks"}, "a display knows events and nothing else"
     elif first not in FRONT | RUNS:
         assert not used & (RUNS | {"ui"}), "the core knows neither the terminal nor the product"
-    if first in {"errors", "config", "hooks", "cameras", "rays", "compositing", "sampling", "mesh", "meshio", "metrics"}:
+    if first in {"errors", "config", "hooks", "cameras", "rays", "compositing", "sampling", "mesh", "meshio", "metrics",
+                 "conventions", "epipolar", "quality", "matching"}:  # fmt: skip
         assert not used & {"backends", "field", "color", "model", "scene", "training", "checkpoint", "pictures", "formats"}
 
 

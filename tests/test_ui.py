@@ -308,13 +308,17 @@ def test_closing_lines_are_five_and_name_what_comes_next():
 
 
 def test_the_report_of_a_scene_names_what_was_found(tiny):
+    from fastsurf.doctor import Finding
     from fastsurf.info import report
 
-    lines = report_lines(report(tiny))
+    lines = report_lines(report(tiny, [Finding("doubtful", "masks", "one is empty", "replace it")]))
     seen = "\n".join(lines)
     assert re.search(r"^images +14 of 48x48: 12 to learn from, 2 held out", seen, re.M) and re.search(r"^format +transforms", seen, re.M)
     assert re.search(r"^box +centre \(.*\), radius \d", seen, re.M) and lines[-1].startswith("next")
     assert "·" in seen and any(arrow in seen for arrow in ARROWS)
+    assert lines[-3:-1] == ["doubtful   one is empty", "           → replace it"]
+    broken = report_lines(report(tiny, [Finding("broken", "box", "none")]), color=True)
+    assert "\x1b[1;31mbroken     \x1b[0mnone" in broken and broken[-1].startswith("no ") and "\x1b" not in seen
 
 
 def test_the_camera_map_points_inwards():

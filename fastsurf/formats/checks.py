@@ -37,6 +37,9 @@ def finish(path: Path, format: str, views: Sequence[View], masks: str, *, points
     if len(views) < 2:
         raise SceneError(f"{path}: want photographs from several sides, found {len(views)}; a surface needs at least two")
     views = [replace(view, c2w=_rigid(view)) for view in views]
+    left = [view for view in views if np.linalg.det(view.c2w[:, :3]) < 0]  # all of them: how poses are read may differ (conventions.py)
+    if 0 < len(left) < len(views):
+        raise SceneError(f"pose of {left[0].name} is left-handed (mirrored: det R = -1), others are not; want right-handed axes")
     if np.ptp([view.center for view in views], axis=0).max() == 0:
         raise SceneError(f"{path}: all {len(views)} cameras stand on one point, which shows no depth; want different viewpoints")
     views, size_notes = _fit_sizes(path, views)
@@ -185,8 +188,6 @@ def _rigid(view: View) -> np.ndarray:
         scaled = scale > 0 and np.abs(R @ R.T / scale**2 - np.eye(3)).max() < ROTATION_NOISE
         kind = f"scaled by {scale:.4g}" if scaled else "not orthonormal"
         raise SceneError(f"pose of {view.name}: rotation is {kind} (|R R^T - I| = {error:.3g}); want rigid poses")
-    if np.linalg.det(R) < 0:
-        raise SceneError(f"pose of {view.name} is left-handed (mirrored: det R = -1); want right-handed axes")
     U, _, Vt = np.linalg.svd(R)
     return np.concatenate([U @ Vt, c2w[:3, 3:]], axis=1)
 

@@ -9,10 +9,15 @@ import numpy as np
 
 LABEL = 11  # columns
 ARROWS = "→↗↑↖←↙↓↘"
+COLORS = {"broken": "\x1b[1;31m", "doubtful": "\x1b[33m", "note": "\x1b[2m"}
 
 
-def report_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Lines of text, about 100 columns wide at most but for paths and remarks."""
+def report_lines(facts: Mapping[str, Any], color: bool = False) -> list[str]:
+    """Lines of text, about 100 columns wide at most but for paths and remarks; findings after the map, the worst first.
+
+    Args:
+        color: severities by ANSI colours.
+    """
     box, ring = facts["box"], facts["ring"]
     masks = "none" if facts["masks"] is None else f"the object fills {facts['masks']['object_share']:.0%} of a photograph"
     shares = f"{facts['train']} to learn from" + (f", {facts['test']} held out" if facts["test"] else "")
@@ -29,14 +34,25 @@ def report_lines(facts: Mapping[str, Any]) -> list[str]:
         ("pixel", f"{facts['pixel']:.3g} on the object, 1/{1 / facts['pixel_share']:.0f} of the box"),
         ("resolution", f"{facts['finest_resolution']} cells along the box at the field's finest level"),
     ]
+    if "presets" in facts:
+        needs = (f"{e['preset']} {e['minutes']:g} min, {e['megabytes'] / 1000:.1f} GB" for e in facts["presets"])
+        rows.append(("on a CPU", "; ".join(needs)))
     lines = [f"{label:<{LABEL}}{text}" for label, text in rows]
     drawn = [line for line in camera_map(facts["views"], box["center"], box["radius"]) if line]
     lines += ["", *(" " * LABEL + line for line in drawn), ""]
-    lines += [f"{'note':<{LABEL}}{note}" for note in facts["notes"]]
-    lines += [f"{'warning':<{LABEL}}{warning}" for warning in facts["warnings"]]
+    lines += [f"{'input':<{LABEL}}{note}" for note in facts["notes"]]
+    lines += [line for finding in facts["findings"] for line in finding_lines(finding, color)]
     if not facts["usable"]:
-        return [*lines, f"{'no':<{LABEL}}this can't work as it is: see the warnings"]
+        return [*lines, f"{'no':<{LABEL}}this can't work as it is: see what is broken"]
     return [*lines, f"{'next':<{LABEL}}{shlex.join(['fastsurf', 'reconstruct', facts['path'], '-o', 'mesh.ply'])}"]
+
+
+def finding_lines(finding: Mapping[str, str], color: bool = False) -> list[str]:
+    """What was found, and under it what to do."""
+    label = f"{finding['severity']:<{LABEL}}"
+    label = COLORS[finding["severity"]] + label + "\x1b[0m" if color else label
+    lines = [label + finding["found"]]
+    return [*lines, " " * LABEL + "→ " + finding["fix"]] if finding["fix"] else lines
 
 
 def camera_map(views: Sequence[Mapping[str, Any]], center: Sequence[float], radius: float, columns: int = 49, rows: int = 19) -> list[str]:
