@@ -41,7 +41,7 @@ Photographs in, a solid coloured surface mesh out.
   info SCENE                    what was found, and whether it can work; info --backends: what can compute here
   poses PHOTOS -o SCENE         cameras for photographs that have none, or for a video
   reconstruct SCENE -o FILE     the main job: photographs (their cameras are found if need be) to a mesh
-  mesh RUN -o FILE              the mesh again from a finished or running run, at any resolution
+  mesh RUN -o FILE              the mesh again, at any resolution; a solid, textured, simplified; or points
   render RUN --views orbit      colour, depth and normal pictures; orbit also as an animation
   eval RUN --gt MESH            scores on held-out views, and against a true surface
   compare SCENE --gt MESH       several methods for the same time each: one table, one picture

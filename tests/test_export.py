@@ -24,7 +24,8 @@ from fastsurf.solidity import inspect
 def made(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     output = Output(faces=600, scale="train_000.png,train_001.png=3")
-    return reconstruct(tiny_folder, load_config(None, SMALL), run=folder / "r", out=folder / "new" / "small.glb", output=output)
+    config = load_config(None, [*SMALL, "threads=1"])
+    return reconstruct(tiny_folder, config, run=folder / "r", out=folder / "new" / "small.glb", output=output)
 
 
 def distances(points, mesh):
@@ -110,6 +111,12 @@ def test_depth_maps_meet_the_mesh(made, tiny, tmp_path):
         pose = np.array(frame["transform_matrix"])
         points = (local * z[v, u, None]) @ pose[:3, :3].T + pose[:3, 3]
         assert np.percentile(distances(points[::7], mesh), 95) < 0.02 * 10 * tiny.radius
+
+
+def test_depth_has_its_own_folder_and_scale(made, capsys):
+    code, out, _ = run(capsys, "render", made.run, "--views", "test", "--depth", "--scale", "2")
+    assert code == 0 and "5 pictures" in out
+    assert json.loads((made.run / "test_depth" / "cameras.json").read_text())["scale"] == 2
 
 
 @pytest.mark.parametrize("kind", ["webp", "gif", "mp4"])
