@@ -359,7 +359,7 @@ def render(o: "Render") -> int:
                 run, o.views, out, backend=backend, hooks=[display], appearance=o.appearance, renderer=o.renderer, animation=o.format
             )
     if not o.quiet:
-        _say([f"{len(written)} pictures in {out}"], sys.stdout)
+        _say([f"{len(written)} {'files' if o.depth else 'pictures'} in {out}"], sys.stdout)
     return 0
 
 

@@ -115,7 +115,7 @@ def test_depth_maps_meet_the_mesh(made, tiny, tmp_path):
 
 def test_depth_has_its_own_folder_and_scale(made, capsys):
     code, out, _ = run(capsys, "render", made.run, "--views", "test", "--depth", "--scale", "2")
-    assert code == 0 and "5 pictures" in out
+    assert code == 0 and "5 files" in out
     assert json.loads((made.run / "test_depth" / "cameras.json").read_text())["scale"] == 2
 
 
