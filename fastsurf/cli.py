@@ -25,7 +25,9 @@ from .errors import FastsurfError, UsageError
 if TYPE_CHECKING:
     from .hooks import Control, Event, Hook
     from .mesh import Mesh
-    from .options import Batch, Compare, Demo, Eval, Info, MeshAgain, Poses, Reconstruct, Render
+    from .options import Batch, Compare, Demo, Eval, Info, MeshAgain, Outputs, Poses, Reconstruct, Render
+    from .output import Output
+    from .solidity import Report
 
 T = TypeVar("T")
 
@@ -40,7 +42,7 @@ Photographs in, a solid coloured surface mesh out.
   info SCENE                    what was found, and whether it can work; info --backends: what can compute here
   poses PHOTOS -o SCENE         cameras for photographs that have none, or for a video
   reconstruct SCENE -o FILE     the main job: photographs (their cameras are found if need be) to a mesh
-  mesh RUN -o FILE              the mesh again from a finished or running run, at any resolution
+  mesh RUN -o FILE              the mesh again, at any resolution; a solid, textured, simplified; or points
   render RUN --views orbit      colour, depth and normal pictures; orbit also as an animation
   eval RUN --gt MESH            scores on held-out views, and against a true surface
   compare SCENE --gt MESH       several methods for the same time each: one table, one picture
@@ -259,7 +261,7 @@ def info(o: "Info") -> int:
 
         print("\n".join(report_lines(facts, color=sys.stdout.isatty() and not os.environ.get("NO_COLOR"))))
     if o.sheet is not None:
-        from .pictures import png
+        from .files import png
         from .sheet import draw_sheet
 
         _write_bytes(o.sheet, png(draw_sheet(scene)))
@@ -313,8 +315,11 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
     run = o.run or (o.out.with_suffix(".run") if o.out else Path("runs") / name)
     base = str(run / "config.toml") if o.resume and (run / "config.toml").is_file() else None
     config = configure(o.settings, o.photographs, base)
+    output = o.outputs.chosen
     if o.out is not None:
-        _check_mesh_file(o.out, o.force or o.resume)
+        _check_mesh_file(o.out, o.force or o.resume, output)
+    elif o.outputs != type(o.outputs)():
+        raise UsageError("--faces, --watertight, --texture, --points and --scale want -o FILE; RUN/mesh.ply stays as it is")
     if o.resume:
         kept.checkpoint = run / "checkpoint.safetensors"
 
@@ -326,13 +331,14 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
         from .reconstruction import reconstruct as make
 
         result = make(
-            path, config, run=run, out=o.out, go_on=o.resume, force=o.force, format=o.photographs.format,
+            path, config, run=run, out=o.out, output=output, go_on=o.resume, force=o.force, format=o.photographs.format,
             hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested, control=control, began=interrupt.began,
         )
     if not o.quiet:
-        again = ["fastsurf", "reconstruct", str(path), *(["-o", str(o.out)] if o.out else []), "--run", str(run), "--resume"]
+        out = ["-o", str(o.out), *_again(o.outputs)] if o.out else []
+        again = ["fastsurf", "reconstruct", str(path), *out, "--run", str(run), "--resume"]
         then = shlex.join(again if result.stopped else ["fastsurf", "render", str(run), "--views", "orbit"])
-        _say(_closing(result.mesh_path, result.mesh, result.seconds, then, result.stopped), _people(o.json))
+        _say(_closing(result.mesh_path, result.mesh, result.report, output, result.seconds, then, result.stopped), _people(o.json))
     return STOPPED if interrupt.count else 0
 
 
@@ -345,17 +351,18 @@ def mesh(o: "MeshAgain") -> int:
     files: dict[Path, float | None] = {out: None}
     if o.levels is not None:
         files = {out.with_stem(f"{out.stem}_{density:g}"): density for density in _densities(o.levels)}
+    output = o.outputs.chosen
     for path in files:
-        _check_mesh_file(path, o.force)
+        _check_mesh_file(path, o.force, output)
     for path, density in files.items():
         with _display(None, o.quiet, run.name, ("mesh",)) as display, _phase("mesh", display) as seconds:
             from .runs import mesh_run
 
-            made = mesh_run(run, path, resolution=o.resolution, closed=False if o.open else None, backend=o.backend or "auto",
-                            hooks=[display], density=density, appearance=o.appearance)  # fmt: skip
+            made, report = mesh_run(run, path, resolution=o.resolution, closed=False if o.open else None, backend=o.backend or "auto",
+                            hooks=[display], density=density, appearance=o.appearance, output=output)  # fmt: skip
         if not o.quiet:
             then = shlex.join(["fastsurf", "eval", str(run), "--mesh", str(path), "--gt", "MESH"])
-            _say(_closing(path, made, seconds, then, False), sys.stdout)
+            _say(_closing(path, made, report, output, seconds, then, False), sys.stdout)
     return 0
 
 
@@ -372,16 +379,25 @@ def _densities(text: str) -> list[float]:
 def render(o: "Render") -> int:
     """`fastsurf render RUN`."""
     run = _wanted(o.run, "render wants a RUN: the folder that a reconstruction left")
-    out = o.out or run / (f"{o.views}_as_{o.renderer.resolve().stem}" if o.renderer else o.views)
+    if o.depth and (o.views == "orbit" or o.appearance is not None or o.renderer is not None):
+        raise UsageError("--depth wants --views test or --views train, and goes without --appearance and --renderer")
+    if o.scale is not None and not o.depth:
+        raise UsageError("--scale is of --depth: other pictures have no units")
+    out = o.out or run / (f"{o.views}_depth" if o.depth else f"{o.views}_as_{o.renderer.resolve().stem}" if o.renderer else o.views)
     if out.is_dir() and any(out.iterdir()) and not o.force:
         raise UsageError(f"{out} is not empty: --force writes into it, -o DIR takes another folder")
     with _display(None, o.quiet, run.name, ("render",)) as display, _phase("render", display):
-        from .runs import render_run
+        from .runs import depth_run, render_run
 
         backend = o.backend or "auto"
-        written = render_run(run, o.views, out, backend=backend, hooks=[display], appearance=o.appearance, renderer=o.renderer)
+        if o.depth:
+            written = depth_run(run, o.views, out, backend=backend, hooks=[display], scale=o.scale or "1")
+        else:
+            written = render_run(
+                run, o.views, out, backend=backend, hooks=[display], appearance=o.appearance, renderer=o.renderer, animation=o.format
+            )
     if not o.quiet:
-        _say([f"{len(written)} pictures in {out}"], sys.stdout)
+        _say([f"{len(written)} {'files' if o.depth else 'pictures'} in {out}"], sys.stdout)
     return 0
 
 
@@ -516,10 +532,21 @@ def _name(scene: Path) -> str:
     return (path.parent if path.is_file() else path).name or "scene"
 
 
-def _check_mesh_file(path: Path, force: bool) -> None:
+def _check_mesh_file(path: Path, force: bool, output: "Output") -> None:
     if path.suffix.lower() not in MESHES:
         raise UsageError(f"-o {path}: want a file ending in {', '.join(MESHES)}")
-    _check_file(path, force)
+    output.check(path)
+    from .output import companions
+
+    for file in (path, *companions(path, bool(output.texture))):
+        _check_file(file, force)
+
+
+def _again(outputs: "Outputs") -> list[str]:
+    """The flags that say the same."""
+    given = {name: getattr(outputs, name) for name in ("faces", "texture", "points", "scale") if getattr(outputs, name) is not None}
+    words = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    return [*words, *(["--watertight"] if outputs.watertight else [])]
 
 
 def _check_file(path: Path, force: bool) -> None:
@@ -528,8 +555,10 @@ def _check_file(path: Path, force: bool) -> None:
         raise UsageError(f"{path} is a folder: want the name of a file")
     if path.is_file() and not force:
         raise UsageError(f"{path} exists: --force overwrites it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
+    there = next(folder for folder in path.absolute().parents if folder.exists())  # the rest is made when there is something to write
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is no folder", str(there))
+    if not os.access(there, os.W_OK):
         raise PermissionError(errno.EACCES, "no permission to write", str(path))
 
 
@@ -583,11 +612,14 @@ def _phase(name: str, hook: "Hook") -> "Iterator[dict[str, float]]":
     hook(PhaseDone(name, seconds[name]))
 
 
-def _closing(path: Path, mesh: "Mesh", seconds: Mapping[str, float], then: str, stopped: bool) -> list[str]:
+def _closing(
+    path: Path, mesh: "Mesh", report: "Report", output: "Output", seconds: Mapping[str, float], then: str, stopped: bool
+) -> list[str]:
     from .ui.plain import closing_lines
 
     size = (mesh.vertices.max(0) - mesh.vertices.min(0)).tolist()
-    return closing_lines(str(path), len(mesh.faces), size, seconds, then, stopped)
+    units = "in the units of the input" if output.scale == "1" else f"at --scale {output.scale}"
+    return closing_lines(str(path), len(mesh.faces), size, report.line(), seconds, then, stopped, units)
 
 
 def _table(scores: Mapping[str, Any]) -> list[str]:

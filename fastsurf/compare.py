@@ -18,11 +18,10 @@ from .child import run_python
 from .config import Config, SceneConfig, to_dict, to_toml
 from .errors import FastsurfError, UsageError
 from .figures import contact_sheet
-from .files import write_whole
+from .files import png, write_whole
 from .hooks import Event, Hook, MeshProgress, Note, Phases, PhaseStarted, Saved, TrainState, announce
 from .meshio import read_mesh
 from .metrics import Threshold, Truth
-from .pictures import png
 from .reconstruction import MESH
 from .runs import read_json, write_json
 from .scene import Scene, load_scene

@@ -10,13 +10,12 @@ import numpy as np
 from .cameras import Camera
 from .config import Config
 from .demo_scene import make_scene
-from .files import write_whole
+from .files import png, write_whole
 from .formats import load
 from .hooks import Hook, MeshProgress, Phases, Saved, announce
 from .mesh import Mesh
 from .meshio import read_mesh
 from .metrics import read_truth, score_mesh
-from .pictures import png
 from .reconstruction import PREVIEW, reconstruct
 from .runs import write_json
 from .shade import draw, look_at, sheet

@@ -2,11 +2,12 @@
 
 import contextlib
 import glob
+import io
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextlib.contextmanager
@@ -72,3 +73,15 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write `data` so that the file is either the old one or the new one."""
     with whole(path) as file:
         file.write(data)
+
+
+def png(picture: Any, **notes: str) -> bytes:
+    """(h, w), (h, w, 3) or (h, w, 4) uint8, or (h, w) uint16, as a PNG file; `notes` stand in its text."""
+    from PIL import Image, PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    for name, note in notes.items():
+        text.add_text(name, note)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", pnginfo=text)
+    return buffer.getvalue()

@@ -29,6 +29,15 @@ class Mesh:
     colors: npt.NDArray[np.uint8] | None = None  # (v, 3) sRGB
 
 
+@dataclass(frozen=True, eq=False)
+class Texture:
+    """A picture on a mesh: each corner of a face has its place in it."""
+
+    uv: Floats  # (t, 2) in [0, 1], from the picture's lower left corner
+    corners: Faces  # (f, 3) into uv; a place belongs to one vertex
+    picture: npt.NDArray[np.uint8]  # (h, w, 3) sRGB, the top row first
+
+
 def extract(
     level_fn: Callable[[Tensor], Tensor],
     occupied: Tensor,
@@ -107,17 +116,6 @@ def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: b
                 keep[other] = abs(winding(corner[other], shell)) <= 0.5
     keep &= area >= min_component * area[keep].max(initial=0)
     return compact(vertices, faces[keep[label]])
-
-
-def simplify(vertices: Floats, faces: Faces, most: int) -> tuple[Floats, Faces]:
-    """At most about `most` faces, by quadric edge collapse (Garland and Heckbert 1997); the mesh itself if it has no more."""
-    if len(faces) <= most:
-        return vertices, faces
-    import fast_simplification
-
-    # single precision inside: safe in scene units
-    points, triangles = fast_simplification.simplify(vertices.astype(np.float32), faces, target_count=most)
-    return compact(points.astype(np.float64), triangles.astype(np.int32))
 
 
 def compact(vertices: Floats, faces: Faces) -> tuple[Floats, Faces]:

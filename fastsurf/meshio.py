@@ -1,4 +1,4 @@
-"""Meshes to files and back: PLY (the default), OBJ, GLB and STL. Written whole or not at all.
+"""Meshes to files and back: PLY (the default), OBJ, GLB and STL, the middle two also with a texture. Written whole or not at all.
 
 Coordinates stay the world's own. Where 32 bits are too few for them (geo-referenced scenes: the centre is far from the origin against
 the extent), PLY and OBJ carry 64-bit ones, GLB an offset beside 32-bit ones, and STL, which can do neither, is refused.
@@ -14,30 +14,69 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import MeshError, UsageError
-from .files import whole
-from .mesh import Mesh
+from .files import png, whole, write_whole
+from .mesh import Mesh, Texture
+from .output import companions
 
 Floats = npt.NDArray[np.float64]
 
 Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # turns the world, whose z is up, into glTF's axes
 
 
-def write_mesh(path: Path, mesh: Mesh, comments: Sequence[str] = ()) -> None:
-    """Write by suffix: .ply .obj .glb .stl. `comments` go into the headers of PLY and OBJ.
+def write_mesh(path: Path, mesh: Mesh, comments: Sequence[str] = (), texture: Texture | None = None) -> None:
+    """Write by suffix: .ply .obj .glb .stl. `comments` go into the headers of PLY and OBJ, and into GLB's extras.
+
+    A texture is embedded in a .glb, and stands beside an .obj as .png and .mtl.
 
     Raises:
-        UsageError: another suffix.
+        UsageError: another suffix, or one that holds no texture.
         MeshError: the mesh is empty or not finite, or the format can't hold its coordinates.
         OSError: the disk didn't take it.
     """
     write = writer(path)
     if not len(mesh.faces):
         raise MeshError(f"{path} not written: the mesh is empty")
-    if not np.isfinite(mesh.vertices).all():
-        raise MeshError(f"{path} not written: {np.sum(~np.isfinite(mesh.vertices).all(1))} vertices are not finite")
-    lines = [line.encode("ascii", "replace").decode() for comment in comments for line in comment.splitlines()]
+    _check_finite(path, mesh.vertices)
+    lines = _lines(comments)
+    if texture is not None:
+        _write_textured(path, mesh, texture, lines)
+        return
     with whole(path) as file:
         write(file, mesh, lines)
+
+
+def write_points(path: Path, points: Mesh, comments: Sequence[str] = ()) -> None:
+    """The vertices of `points`, normals and colours with them, as a PLY without faces.
+
+    Raises:
+        MeshError, OSError: as for a mesh.
+    """
+    _check_finite(path, points.vertices)
+    with whole(path) as file:
+        _write_ply(file, points, _lines(comments))
+
+
+def _check_finite(path: Path, vertices: Floats) -> None:
+    if not np.isfinite(vertices).all():
+        raise MeshError(f"{path} not written: {np.sum(~np.isfinite(vertices).all(1))} vertices are not finite")
+
+
+def _lines(comments: Sequence[str]) -> list[str]:
+    return [line.encode("ascii", "replace").decode() for comment in comments for line in comment.splitlines()]
+
+
+def _write_textured(path: Path, mesh: Mesh, texture: Texture, lines: Sequence[str]) -> None:
+    """The mesh last, so that it never names a picture that isn't there."""
+    picture = png(texture.picture)
+    if path.suffix.lower() == ".glb":
+        with whole(path) as file:
+            _write_glb(file, mesh, lines, texture, picture)
+        return
+    beside, material = companions(path, True)
+    write_whole(beside, picture)
+    write_whole(material, f"newmtl photographs\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {beside.name}\n".encode())
+    with whole(path) as file:
+        _write_obj(file, mesh, [*lines], texture, material.name)
 
 
 def writer(path: Path) -> Callable[[IO[bytes], Mesh, Sequence[str]], None]:
@@ -103,7 +142,7 @@ def _write_ply(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
     header = [
         "ply", "format binary_little_endian 1.0", *(f"comment {line}" for line in comments),
         f"element vertex {len(mesh.vertices)}", *(f"property {names[c]} {name}" for name, c in fields),
-        f"element face {len(mesh.faces)}", "property list uchar int vertex_indices", "end_header",
+        *([f"element face {len(mesh.faces)}", "property list uchar int vertex_indices"] if len(mesh.faces) else []), "end_header",
     ]  # fmt: skip
     rows = np.empty(len(mesh.vertices), np.dtype(fields))
     for k, axis in enumerate("xyz"):
@@ -117,7 +156,9 @@ def _write_ply(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
     file.write(faces.tobytes())
 
 
-def _write_obj(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
+def _write_obj(
+    file: IO[bytes], mesh: Mesh, comments: Sequence[str], texture: Texture | None = None, material: str | None = None
+) -> None:
     def put(line: str, rows: npt.NDArray[Any]) -> None:
         for k in range(0, len(rows), 1 << 14):
             part = rows[k : k + (1 << 14)]
@@ -125,17 +166,33 @@ def _write_obj(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
 
     number = "%.17g" if _needs_double(mesh.vertices) else "%.9g"
     file.write("".join(f"# {line}\n" for line in comments).encode())
-    if mesh.colors is None:
+    if material is not None:
+        file.write(f"mtllib {material}\nusemtl photographs\n".encode())
+    if mesh.colors is None or texture is not None:
         put(f"v {number} {number} {number}\n", mesh.vertices)
     else:
         put(f"v {number} {number} {number} %.4g %.4g %.4g\n", np.concatenate([mesh.vertices, mesh.colors / 255], 1))
     put("vn %.6g %.6g %.6g\n", mesh.normals)
-    put("f %d//%d %d//%d %d//%d\n", np.repeat(mesh.faces + 1, 2, axis=1))
+    if texture is None:
+        put("f %d//%d %d//%d %d//%d\n", np.repeat(mesh.faces + 1, 2, axis=1))
+    else:
+        put("vt %.7g %.7g\n", texture.uv)
+        put("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([mesh.faces, texture.corners, mesh.faces], 2).reshape(-1, 9) + 1)
 
 
-def _write_glb(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
-    """glTF 2.0, whose y axis points up: the world's z. The middle of the mesh goes into the node, in full precision."""
+def _write_glb(
+    file: IO[bytes], mesh: Mesh, comments: Sequence[str], texture: Texture | None = None, picture: bytes = b""
+) -> None:
+    """glTF 2.0, whose y axis points up: the world's z. The middle of the mesh goes into the node, in full precision.
+
+    With a texture, a vertex stands once for each of its places in the picture, and the material asks to be shown unlit: photographs
+    hold their light.
+    """
     middle = 0.5 * (mesh.vertices.min(0) + mesh.vertices.max(0))
+    if texture is not None:
+        vertex_of = np.zeros(len(texture.uv), np.int32)
+        vertex_of[texture.corners] = mesh.faces
+        mesh = Mesh(mesh.vertices[vertex_of], texture.corners, mesh.normals[vertex_of])
     positions = ((mesh.vertices - middle) @ Y_UP.T).astype("<f4")
     arrays: list[tuple[str, npt.NDArray[Any]]] = [("POSITION", positions), ("NORMAL", (mesh.normals @ Y_UP.T).astype("<f4"))]
     if mesh.colors is not None:
@@ -143,9 +200,11 @@ def _write_glb(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
         linear = np.where(mesh.colors <= 10, mesh.colors / 255 / 12.92, linear)  # glTF's vertex colours are linear
         opaque = np.concatenate([linear, np.ones((len(linear), 1))], 1)
         arrays.append(("COLOR_0", (opaque * 65535 + 0.5).astype("<u2")))
+    if texture is not None:
+        arrays.append(("TEXCOORD_0", np.stack([texture.uv[:, 0], 1 - texture.uv[:, 1]], 1).astype("<f4")))  # from the upper left
     arrays.append(("indices", mesh.faces.astype("<u4").reshape(-1)))
     component = {"<f4": 5126, "<u2": 5123, "<u4": 5125}
-    shape = {(): "SCALAR", (3,): "VEC3", (4,): "VEC4"}
+    shape = {(): "SCALAR", (2,): "VEC2", (3,): "VEC3", (4,): "VEC4"}
     accessors: list[dict[str, Any]] = []
     views, blob = [], b""
     for name, array in arrays:
@@ -159,17 +218,31 @@ def _write_glb(file: IO[bytes], mesh: Mesh, comments: Sequence[str]) -> None:
     accessors[0] |= {"min": positions.min(0).tolist(), "max": positions.max(0).tolist()}
     attributes = {name: k for k, (name, _) in enumerate(arrays[:-1])}
     primitive = {"attributes": attributes, "indices": len(arrays) - 1, "material": 0}
-    tree = {
+    material: dict[str, Any] = {"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.9}}
+    tree: dict[str, Any] = {
         "asset": {"version": "2.0", "generator": "fastsurf", "extras": {"comments": list(comments)}},
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "translation": (Y_UP @ middle).tolist()}],
         "meshes": [{"primitives": [primitive]}],
-        "materials": [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 0.9}}],
+        "materials": [material],
         "buffers": [{"byteLength": len(blob)}],
         "bufferViews": views,
         "accessors": accessors,
     }
+    if texture is not None:
+        material["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
+        material["extensions"] = {"KHR_materials_unlit": {}}
+        smooth_and_clamped = {"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}
+        tree |= {
+            "extensionsUsed": ["KHR_materials_unlit"],
+            "textures": [{"source": 0, "sampler": 0}],
+            "samplers": [smooth_and_clamped],
+            "images": [{"bufferView": len(views), "mimeType": "image/png"}],
+        }
+        views.append({"buffer": 0, "byteOffset": len(blob), "byteLength": len(picture)})
+        blob += picture + b"\0" * (-len(picture) % 4)
+        tree["buffers"] = [{"byteLength": len(blob)}]
     text = json.dumps(tree, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     file.write(struct.pack("<4sII", b"glTF", 2, 12 + 8 + len(text) + 8 + len(blob)))

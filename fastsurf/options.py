@@ -17,6 +17,7 @@ from .errors import UsageError
 if TYPE_CHECKING:
     from .batch import Runner
     from .compare import Contender
+    from .output import Output
 
 T = TypeVar("T")
 
@@ -77,6 +78,36 @@ class Settings:
     """of matrix products on a GPU: float32, or half inputs"""
     threads: Count = None
     """CPU threads; 0 takes all"""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is made of the surface. Each wants -o FILE; RUN/mesh.ply stays as it is."""
+
+    faces: Count = None
+    """simplify to about N faces"""
+    watertight: Flag = False
+    """a solid for certain (checked with manifold3d), or an error"""
+    texture: Annotated[int | None, arg(metavar="SIDE", help_behavior_hint="")] = None
+    """bake a SIDE x SIDE picture from the photographs, such as 2048: .glb, or .obj with .mtl and .png"""
+    points: Count = None
+    """N points with normals and colours instead of a mesh: .ply"""
+    scale: Annotated[str | None, arg(metavar="S|A,B=D", help_behavior_hint="")] = None
+    """multiply coordinates by S, or so that the cameras of photographs A and B are D apart"""
+
+    @property
+    def chosen(self) -> "Output":
+        """As output.py has it.
+
+        Raises:
+            UsageError: a 0 that makes no sense.
+        """
+        from .output import Output
+
+        for name in ("faces", "texture", "points"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"--{name} wants 1 or more, found {getattr(self, name)}")
+        return _given(Output(watertight=self.watertight), faces=self.faces, texture=self.texture, points=self.points, scale=self.scale)
 
 
 @dataclass(frozen=True)
@@ -167,6 +198,7 @@ class Reconstruct:
     """write progress as JSON lines, - for stdout"""
     quiet: Flag = False
     """show nothing but errors"""
+    outputs: Annotated[Outputs, OmitArgPrefixes, arg(name="")] = field(default_factory=Outputs)
     photographs: Annotated[Photographs, OmitArgPrefixes, arg(name="")] = field(default_factory=Photographs)
     settings: Annotated[Settings, OmitArgPrefixes, arg(name="")] = field(default_factory=Settings)
 
@@ -193,11 +225,12 @@ class MeshAgain:
     """overwrite a mesh that exists"""
     quiet: Flag = False
     """show nothing but errors"""
+    outputs: Annotated[Outputs, OmitArgPrefixes, arg(name="")] = field(default_factory=Outputs)
 
 
 @dataclass(frozen=True)
 class Render:
-    """Colour, depth and normal pictures of a run's views, or of an orbit round it, also as an animation."""
+    """Colour, depth and normal pictures of a run's views, or of an orbit round it, also as an animation; or depth for other programs."""
 
     run: RunArgument = None
     """run folder"""
@@ -207,6 +240,12 @@ class Render:
     """folder for the pictures; RUN/VIEWS if not given"""
     appearance: Annotated[str | None, arg(metavar="PHOTO|mean", help_behavior_hint="")] = None
     """all pictures as when that photograph was taken, of a run of --method wild"""
+    format: Annotated[Literal["webp", "gif", "mp4"], arg(metavar="webp|gif|mp4", help_behavior_hint="")] = "webp"
+    """of the orbit's animation"""
+    depth: Flag = False
+    """only depth along the camera's axis, as .npy and 16-bit .png, with the cameras; of test or train views"""
+    scale: Annotated[str | None, arg(metavar="S|A,B=D", help_behavior_hint="")] = None
+    """of --depth: as of a mesh"""
     renderer: Folder = None
     """another run, whose appearance is put on this one's geometry"""
     backend: BackendName = None
@@ -318,7 +357,7 @@ class Demo:
 
 def flags(kind: type) -> list[str]:
     """Every --flag of a verb."""
-    nested = {"photographs": Photographs, "settings": Settings}
+    nested = {"photographs": Photographs, "settings": Settings, "outputs": Outputs}
     named = [f for f in fields(kind) if f.type not in (BareArgument, SceneArgument, ScenesArgument, RunArgument)]
     return [flag for f in named for flag in (flags(nested[f.name]) if f.name in nested else [f"--{f.name.replace('_', '-')}"])]
 

@@ -1,6 +1,5 @@
 """Pictures of a model: whole views, small previews, colours of vertices."""
 
-import io
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,13 +8,14 @@ from torch import Tensor
 
 from .appearance import MEAN
 from .compositing import Rendering
+from .files import png
 from .hooks import Hook, Preview
 from .losses import color_loss, outlier_scale
 from .memory import in_parts
 from .model import Model
 from .optim import BETAS, EPSILON
 from .rays import Rays, make_rays
-from .render import Samples
+from .render import Samples, find
 from .scene import Scene
 from .training import background_color
 
@@ -37,6 +37,14 @@ def render_rays(model: Model, rays: Rays, events: Hook = lambda _: None) -> Rend
 
     parts = list(in_parts(render, len(rays), RAYS_AT_ONCE, events))
     return Rendering(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in Rendering.__dataclass_fields__))
+
+
+@torch.no_grad()
+def surface_depth(model: Model, rays: Rays, events: Hook = lambda _: None) -> tuple[Tensor, Tensor]:
+    """Whether rays meet the surface, (n,) bool, and where, as distance along them in scene units, (n,); on the CPU."""
+    device = model.backend.device
+    found = list(in_parts(lambda part: find(model.corrected(rays[part].to(device)), model), len(rays), RAYS_AT_ONCE, events))
+    return torch.cat([f.hit.cpu() for f in found]), torch.cat([f.t.cpu() for f in found])
 
 
 def fit_appearance(model: Model, rays: Rays, target: Tensor, view: int) -> None:
@@ -91,15 +99,6 @@ def preview_png(model: Model, scene: Scene) -> bytes:
     photo = scene.images[view][::stride, ::stride].numpy()
     pictures = [photo, to_bytes(r.rgb).reshape(h, w, 3), to_bytes(normal_picture(r)).reshape(h, w, 3)]
     return png(np.concatenate(pictures, axis=1))
-
-
-def png(picture: np.ndarray) -> bytes:
-    """(h, w, 3 or 4) uint8 as a PNG file."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """The product: load → train → mesh → write. Start reading here.
 
-A run folder holds config.toml, log.jsonl, checkpoint.safetensors, preview.png, first_mesh.ply (half-way), mesh.ply, points.npz where sparse
-points were made, cameras.json where cameras are learned, and preview.ply where it was asked for; each is replaced whole or not at all.
-While a run is going it holds a lock. Photographs without cameras get them first, in the folder poses.
+A run folder holds config.toml, log.jsonl, checkpoint.safetensors, preview.png, first_mesh.ply (half-way), mesh.ply, mesh.json (what it
+is), points.npz where sparse points were made, cameras.json where cameras are learned, and preview.ply where it was asked for; each is
+replaced whole or not at all. While a run is going it holds a lock. Photographs without cameras get them first, in the folder poses.
 """
 
 import contextlib
@@ -30,6 +30,8 @@ from .config import Config, check, to_toml
 from .doctor import findings
 from .encoding import stable_finest
 from .errors import MeshError, ResourceError, SceneError, UsageError, lacks_memory
+from .export import Surface, paint, record, scale_factor
+from .export import write as write_out
 from .extraction import BATCH
 from .files import check_writable, sweep, whole, write_whole
 from .formats.transforms import written
@@ -38,12 +40,14 @@ from .info import suggested_resolution
 from .landmarks import side_for, triangulate
 from .locks import locked
 from .memory import in_parts
-from .mesh import Mesh, clean, extract, simplify
+from .mesh import Mesh, clean, extract
 from .methods import METHODS
 from .model import Model
-from .pictures import preview, preview_png, vertex_colors
+from .output import Output
+from .pictures import preview, preview_png
 from .poses import find_poses, is_bare
 from .scene import Scene, load_scene
+from .solidity import Report, inspect, simplify
 from .training import DEFAULT_MINUTES, Training, train
 from .ui.jsonlines import JsonLines
 
@@ -66,7 +70,8 @@ class Result:
 
     run: Path
     mesh_path: Path
-    mesh: Mesh
+    mesh: Mesh  # as in mesh_path
+    report: Report  # what it is
     state: TrainState | None  # the last step; None if none was made
     seconds: dict[str, float]  # by phase: poses (where there were no cameras), read, train, mesh
     stopped: bool  # before its time, by the user
@@ -78,6 +83,7 @@ def reconstruct(
     *,
     run: str | Path,
     out: str | Path | None = None,
+    output: Output | None = None,
     go_on: bool = False,
     force: bool = False,
     format: str | None = None,
@@ -91,7 +97,8 @@ def reconstruct(
     Args:
         scene: a folder or file of photographs with cameras, or without (poses.py finds them first), or a video; or one already loaded.
         run: folder for the checkpoint and everything else that is kept.
-        out: a second copy of the mesh, by suffix .ply, .obj, .glb or .stl.
+        out: the mesh once more, by suffix .ply, .obj, .glb or .stl.
+        output: what `out` is to be (export.py); RUN/mesh.ply stays as the field has it, in the input's units.
         go_on: continue the run that is in the folder.
         force: replace the run that is in the folder, file by file as the new ones are ready.
         format: name of the scene's format, where it can't be told.
@@ -108,8 +115,10 @@ def reconstruct(
     config, run = config or Config(), Path(run)
     check(config)
     out = Path(out) if out else None
+    output = output or Output()
     if out is not None:
         meshio.writer(out)
+        output.check(out)
     for folder in [run, *([out.parent] if out else [])]:
         check_writable(folder)
     with locked(run):
@@ -132,7 +141,7 @@ def reconstruct(
         try:
             with compute(config.backend, config.threads, config.precision) as backend:
                 return _reconstruct(
-                    scene, config, backend, run, out, go_on, format, events, should_stop, control or Control(), began
+                    scene, config, backend, run, out, output, go_on, format, events, should_stop, control or Control(), began
                 )
         finally:
             log.close()
@@ -165,6 +174,7 @@ def _reconstruct(
     backend: Backend,
     run: Path,
     out: Path | None,
+    output: Output,
     go_on: bool,
     format: str | None,
     events: Hook,
@@ -218,13 +228,18 @@ def _reconstruct(
     with phases("mesh") as phase, explained("meshing", *_mesh_again(run, config)):
         model.set_progress(training.progress())
         mesh = make_mesh(model, scene.center, scene.radius, config, events)
-        for path in [run / MESH, *([out] if out else [])]:
-            meshio.write_mesh(path, mesh, comments=(f"made by fastsurf {__version__} from {scene.capture.path.name}",))
-            events(Saved("mesh", path))
+        origin = f"from {scene.capture.path.name}"
+        meshio.write_mesh(run / MESH, mesh, comments=(f"made by fastsurf {__version__} {origin}",))
+        events(Saved("mesh", run / MESH))
+        report = inspect(mesh.vertices, mesh.faces)
+        record(run, MESH, report)
+        if out is not None:
+            mesh, report = write_out(out, Surface(mesh, model, scene.center, scene.radius), output, scene, events, (origin,))
+            record(run, str(out), report, scale_factor(output.scale, scene.capture.views))
         if not (run / CHECKPOINT).exists() or read_header(run / CHECKPOINT).step != training.step:  # there was no room for it
             save_checkpoint(run / CHECKPOINT, training)
         phase.detail = f"{len(mesh.faces):,} faces"
-    return Result(run, out or run / MESH, mesh, state, phases.seconds, stopped)
+    return Result(run, out or run / MESH, mesh, report, state, phases.seconds, stopped)
 
 
 def find_landmarks(scene: Scene, config: Config, backend: Backend, run: Path, go_on: bool, events: Hook) -> None:
@@ -404,10 +419,9 @@ def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
     if c.faces:
         vertices, faces = simplify(vertices, faces, c.faces)
-    normals, colors = vertex_colors(model, vertices, c.colors, view, events)
+    mesh = paint(model, center, radius, vertices, faces, c.colors, view, events)
     events(MeshProgress(1.0, "colours"))
-    world = np.asarray(center, np.float64) + radius * vertices
-    return Mesh(world, faces, normals, colors)
+    return mesh
 
 
 def fit_to(scene: Scene, config: Config) -> Config:

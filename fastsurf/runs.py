@@ -1,7 +1,10 @@
 """What can be done with a run afterwards (or while it is still going, from its last checkpoint): mesh, pictures, scores."""
 
+import importlib.util
 import io
 import json
+import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,21 +18,27 @@ from .backends import Backend
 from .checkpoint import Header, load_model, read_header
 from .color import ColorHead
 from .errors import CheckpointError, SceneError, UsageError
-from .files import write_whole
+from .export import Surface, record, scale_factor
+from .export import write as write_out
+from .files import png, whole, write_whole
+from .formats import transforms
 from .hooks import Hook, MeshProgress, Note, Saved, announce
 from .mesh import Mesh
-from .meshio import read_mesh, write_mesh, writer
+from .meshio import read_mesh, writer
 from .methods.nerf import thinnest_kept
 from .metrics import Threshold, measure, psnr, read_truth, scores_of, ssim, sweep
 from .model import Model
-from .pictures import fit_appearance, normal_picture, orbit, png, render_rays, to_bytes
+from .output import Output
+from .pictures import fit_appearance, normal_picture, orbit, render_rays, surface_depth, to_bytes
 from .rays import Rays
 from .reconstruction import CHECKPOINT, MESH, compute, make_mesh
 from .scene import Scene, load_scene
+from .solidity import Report
 from .ui.jsonlines import finite
 
 ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizontal field of view in radians
 FRAME_MS = 66
+ANIMATIONS = ("webp", "gif", "mp4")
 
 
 def open_run(run: str | Path, backend: Backend, density: float | None = None) -> tuple[Header, Model]:
@@ -83,18 +92,23 @@ def mesh_run(
     hooks: Sequence[Hook] = (),
     density: float | None = None,
     appearance: str | None = None,
-) -> Mesh:
-    """Mesh again, at another resolution, open at the scene box, at another density or in other colours; in the input's own frame.
+    output: Output | None = None,
+) -> tuple[Mesh, Report]:
+    """Mesh again, at another resolution, open at the scene box, at another density, in other colours, or as something else; in the
+    input's own frame. The mesh as it was written (or that the points lie on), and what it is, which RUN/mesh.json keeps.
 
     Args:
         density: see `open_run`.
         appearance: name of the photograph that the colours are of; mean or None: of none of them.
+        output: see export.py.
 
     Raises:
-        UsageError: so thin that the occupancy grid may have culled it; no such photograph, or all have one appearance.
+        UsageError: so thin that the occupancy grid may have culled it; no such photograph, or all have one appearance; see `Output`.
+        CheckpointError: the photographs are wanted, and gone.
     """
-    writer(Path(out))
-    events = announce(hooks)
+    out, output, events = Path(out), output or Output(), announce(hooks)
+    writer(out)
+    output.check(out)
     with compute(backend, threads) as kernels:
         header, model = open_run(run, kernels, density)
         thinnest = thinnest_kept(model.grid)
@@ -102,11 +116,16 @@ def mesh_run(
             raise UsageError(f"density {density:g}: what is no denser than {thinnest:.3g} is not looked at; want more")
         mesh = header.config.mesh
         mesh = replace(mesh, resolution=resolution or mesh.resolution, closed=mesh.closed if closed is None else closed)
+        if output.watertight and not mesh.closed:
+            raise UsageError("a mesh that is open where the scene box cuts it (--open, mesh.closed=false) can't be watertight as well")
         view = MEAN if appearance is None else header.photograph(appearance)
-        result = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events, view)
-    write_mesh(Path(out), result)
-    events(Saved("mesh", Path(out)))
-    return result
+        scene = open_scene(header) if output.wants_photographs else None
+        scale = scale_factor(output.scale, scene.capture.views if scene is not None else ())
+        made = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events, view)
+        surface = Surface(made, model, np.asarray(header.center, np.float64), header.radius, view)
+        written, report = write_out(out, surface, output, scene, events)
+    record(Path(run), str(out), report, scale)
+    return written, report
 
 
 def render_run(
@@ -118,11 +137,13 @@ def render_run(
     hooks: Sequence[Hook] = (),
     appearance: str | None = None,
     renderer: str | Path | None = None,
+    animation: str = "webp",
 ) -> list[Path]:
     """Pictures of a run: OUT/NAME.png, OUT/normal/NAME.png, OUT/depth/NAME.npy (float32, along the ray, input units) and .png.
 
     Args:
         views: test | train, the photographs' views by their own names; orbit, a circle round the object, also as OUT/orbit.webp.
+        animation: webp | gif | mp4 (with imageio-ffmpeg), what the orbit's is.
         appearance: name of the photograph that all pictures look like, or mean; None: each training view like its own.
         renderer: another run, whose colour head takes the place of this one's (IDR, section 4.4: its appearance on this geometry).
 
@@ -132,12 +153,16 @@ def render_run(
     """
     if views not in ("test", "train", "orbit"):
         raise UsageError(f"--views wants test, train or orbit; found {views!r}")
+    if animation not in ANIMATIONS:
+        raise UsageError(f"--format wants {', '.join(ANIMATIONS)}; found {animation!r}")
+    if views == "orbit" and animation == "mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise UsageError("an .mp4 needs imageio-ffmpeg, which is not installed: pip install 'fastsurf[video]'; or take --format gif")
     out, events = Path(out), announce(hooks)
     with compute(backend, threads) as kernels:
         header, model = open_run(run, kernels)
         if renderer is not None:
             model.head = _head_of(renderer, header, kernels)
-        written = _render(header, model, views, out, events, None if appearance is None else header.photograph(appearance))
+        written = _render(header, model, views, out, events, None if appearance is None else header.photograph(appearance), animation)
     events(Saved("pictures", out))
     return written
 
@@ -152,16 +177,12 @@ def _head_of(run: str | Path, wanted: Header, backend: Backend) -> ColorHead:
     return model.head
 
 
-def _render(header: Header, model: Model, views: str, out: Path, events: Hook, shown: int | None) -> list[Path]:
+def _render(header: Header, model: Model, views: str, out: Path, events: Hook, shown: int | None, animation: str) -> list[Path]:
     if views == "orbit":
         cameras = _orbit_rays(header)
     else:
         scene = open_scene(header)
-        index = scene.test if views == "test" else scene.train
-        if not index:
-            raise UsageError(f"the run has no {views} views: reconstruct with --holdout 8, or use --views train")
-        names = picture_names([scene.capture.views[i].name for i in index])
-        cameras = [(name, *scene.rays(i)) for name, i in zip(names, index, strict=True)]
+        cameras = [(name, *scene.rays(i)) for name, i in _views(scene, views)]
     written: list[Path] = []
     frames = []
     for done, (name, rays, (h, w)) in enumerate(cameras):
@@ -182,9 +203,67 @@ def _render(header: Header, model: Model, views: str, out: Path, events: Hook, s
         frames.append(colour)
         events(MeshProgress((done + 1) / len(cameras), f"{name}.png"))
     if views == "orbit":
-        write_whole(out / "orbit.webp", _animation(frames))
-        written.append(out / "orbit.webp")
+        written.append(out / f"orbit.{animation}")
+        write_animation(written[-1], frames)
     return written
+
+
+def _views(scene: Scene, kind: str) -> list[tuple[str, int]]:
+    """Names for pictures of the test or train views, and their indices."""
+    index = scene.test if kind == "test" else scene.train
+    if not index:
+        raise UsageError(f"the run has no {kind} views: reconstruct with --holdout 8, or use --views train")
+    return list(zip(picture_names([scene.capture.views[i].name for i in index]), index, strict=True))
+
+
+def depth_run(
+    run: str | Path, views: str, out: str | Path, backend: str = "auto", threads: int = 0, hooks: Sequence[Hook] = (), scale: str = "1"
+) -> list[Path]:
+    """Depth of the surface for other programs: along the camera's axis (not along the ray), 0 where there is no surface.
+
+    OUT/NAME.npy is float32 in the input's units; OUT/NAME.png has 16 bits, of which one step is `depth_unit` in OUT/cameras.json (and in
+    the text of the .png). That file holds the cameras as transforms.json does, distortion included.
+
+    Args:
+        views: test | train.
+        scale: multiplies depths and the cameras' places, as of a mesh (output.py).
+
+    Raises:
+        UsageError: an unknown kind of views, or none of that kind in the scene; a scale that makes no sense.
+        CheckpointError: the photographs are gone.
+    """
+    if views not in ("test", "train"):
+        raise UsageError(f"--depth wants --views test or --views train; found {views!r}")
+    out, events = Path(out), announce(hooks)
+    with compute(backend, threads) as kernels:
+        header, model = open_run(run, kernels)
+        scene = open_scene(header)
+        cameras = _views(scene, views)
+        factor = scale_factor(scale, scene.capture.views)
+        taken = scene.capture.views if model.corrections is None else model.corrections.views(scene)
+        depths = []
+        for done, (name, i) in enumerate(cameras):
+            rays, (h, w) = scene.rays(i)
+            hit, t = surface_depth(model, rays)
+            forward = torch.from_numpy(scene.capture.views[i].c2w[:, 2]).float()
+            along = torch.where(hit, t * (rays.directions @ forward), 0.0).view(h, w)
+            depths.append((name, factor * header.radius * along.numpy()))
+            events(MeshProgress((done + 1) / len(cameras), f"{name}.npy"))
+    furthest = max(float(depth.max()) for _, depth in depths)
+    unit = 10.0 ** math.ceil(math.log10(furthest / 65535)) if furthest > 0 else 1.0
+    written = []
+    for name, depth in depths:
+        steps = np.rint(depth / unit).astype(np.uint16)
+        for path, data in ((out / f"{name}.npy", _npy(depth)), (out / f"{name}.png", png(steps, depth_unit=f"{unit:g}"))):
+            write_whole(path, data)
+            written.append(path)
+    moved = [replace(taken[i], c2w=taken[i].c2w * [1, 1, 1, factor]) for _, i in cameras]
+    tree = {"depth": "along the camera's axis; 0: nothing", "depth_unit": unit, "scale": factor, **transforms.written(moved)}
+    for frame, (name, _) in zip(tree["frames"], cameras, strict=True):
+        frame["depth_path"] = f"{name}.png"
+    write_json(out / "cameras.json", tree)
+    events(Saved("pictures", out))
+    return [*written, out / "cameras.json"]
 
 
 def picture_names(photographs: Sequence[str]) -> list[str]:
@@ -309,10 +388,26 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _animation(frames: list[np.ndarray]) -> bytes:
+def write_animation(path: Path, frames: Sequence[np.ndarray]) -> None:
+    """Pictures (h, w, 3) as .webp, .gif or .mp4, whole or not at all; the last needs imageio-ffmpeg."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind == "mp4":
+        import imageio_ffmpeg
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            h, w = frames[0].shape[:2]
+            film = Path(folder) / path.name
+            writing = imageio_ffmpeg.write_frames(str(film), (w, h), fps=1000 / FRAME_MS, macro_block_size=2, quality=8)
+            writing.send(None)
+            for frame in frames:
+                writing.send(np.ascontiguousarray(frame))
+            writing.close()
+            film.replace(path)
+        return
     from PIL import Image
 
-    buffer = io.BytesIO()
     first, *rest = [Image.fromarray(f) for f in frames]
-    first.save(buffer, format="WEBP", save_all=True, append_images=rest, duration=FRAME_MS, loop=0, quality=80)
-    return buffer.getvalue()
+    how: dict[str, Any] = {"quality": 80} if kind == "webp" else {}
+    with whole(path) as file:
+        first.save(file, format=kind, save_all=True, append_images=rest, duration=FRAME_MS, loop=0, **how)

@@ -4,6 +4,7 @@ Triangles become pixels all at once: every triangle lists the pixel centres in i
 nearest wins. Triangles between pixel centres drop out first, which is most of a fine mesh.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,28 +47,41 @@ def rasterise(mesh: Mesh, camera: Camera, c2w: Floats) -> Raster:
     depth = np.full(h * w, np.inf, np.float32)
     weights = np.zeros((h * w, 3), np.float32)
 
-    whole = np.isfinite(pixels).all(1)
-    usable = np.arange(len(mesh.faces)) if whole.all() else np.flatnonzero(whole[mesh.faces].all(1))
-    first, span = _bounds(np.where(whole[:, None], pixels, 0), mesh.faces[usable], (w, h))
-    kept = (span > 0).all(1)
-    usable, first, span = usable[kept], first[kept], span[kept]
-    corners = pixels[mesh.faces[usable]]  # (f, 3, 2)
-    cost = np.cumsum(span.prod(1))
-    start = 0
-    while start < len(usable):
-        end = max(start + 1, int(np.searchsorted(cost, (cost[start - 1] if start else 0) + _CANDIDATES, "right")))
-        part = slice(start, end)
-        pick, pixel, bary = _cover(corners[part], first[part], span[part], w)
-        pick += start
-        z = local[mesh.faces[usable[pick]], 2]
+    for of, pixel, bary in cover(pixels, mesh.faces, (w, h)):
+        z = local[mesh.faces[of], 2]
         bary /= z
         near = 1 / bary.sum(1)
         order = np.argsort(-near, kind="stable")  # of several writes to one pixel the last, nearest, stays
         order = order[near[order] < depth[pixel[order]]]
         at = pixel[order]
-        depth[at], face[at], weights[at] = near[order], usable[pick[order]], bary[order] * near[order, None]
-        start = end
+        depth[at], face[at], weights[at] = near[order], of[order], bary[order] * near[order, None]
     return Raster(face.reshape(h, w), depth.reshape(h, w), weights.reshape(h, w, 3))
+
+
+def cover(
+    places: Floats, faces: npt.NDArray[np.int32], size: tuple[int, int]
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]]:
+    """Pixel centres of a picture inside triangles, a part at a time: triangle (n,), pixel index (n,), weights of its corners (n, 3).
+
+    Args:
+        places: (v, 2) on the picture, in pixels; triangles with a corner that is not finite cover nothing.
+        faces: (f, 3) into them.
+        size: width and height of the picture.
+    """
+    whole = np.asarray(np.isfinite(places).all(1))
+    usable = np.arange(len(faces)) if whole.all() else np.flatnonzero(whole[faces].all(1))
+    first, span = _bounds(np.where(whole[:, None], places, 0), faces[usable], size)
+    kept = (span > 0).all(1)
+    usable, first, span = usable[kept], first[kept], span[kept]
+    corners = places[faces[usable]]  # (f, 3, 2)
+    cost = np.cumsum(span.prod(1))
+    start = 0
+    while start < len(usable):
+        end = max(start + 1, int(np.searchsorted(cost, (cost[start - 1] if start else 0) + _CANDIDATES, "right")))
+        part = slice(start, end)
+        pick, pixel, bary = _cover(corners[part], first[part], span[part], size[0])
+        yield usable[pick + start], pixel, bary
+        start = end
 
 
 def _bounds(
@@ -179,9 +193,14 @@ def seen(mesh: Mesh, points: Floats, camera: Camera, c2w: Floats) -> npt.NDArray
         x, y = np.floor(project(camera, local)).T
     visible: npt.NDArray[np.bool_] = (x >= 0) & (y >= 0) & (x < camera.width) & (y < camera.height)
     x, y = x[visible].astype(np.int64), y[visible].astype(np.int64)
-    padded = np.pad(np.where(np.isfinite(raster.depth), raster.depth, -np.inf), 1, constant_values=-np.inf)
-    furthest = np.stack([padded[y + dy, x + dx] for dy in range(3) for dx in range(3)]).max(0)
-    furthest = np.where(np.isfinite(furthest), furthest, np.inf)  # no mesh near: nothing hides the point
     z = local[visible, 2]
-    visible[visible] = z <= furthest + z / min(camera.focal)
+    visible[visible] = z <= furthest_around(raster)[y, x] + z / min(camera.focal)
     return visible
+
+
+def furthest_around(raster: Raster) -> npt.NDArray[np.float32]:
+    """The furthest depth in the 3x3 pixels around each, (h, w); inf where no mesh is near, so that nothing hides a point there."""
+    h, w = raster.depth.shape
+    padded = np.pad(np.where(np.isfinite(raster.depth), raster.depth, -np.inf), 1, constant_values=-np.inf)
+    furthest = np.stack([padded[dy : dy + h, dx : dx + w] for dy in range(3) for dx in range(3)]).max(0)
+    return np.where(np.isfinite(furthest), furthest, np.float32(np.inf))

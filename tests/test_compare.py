@@ -24,9 +24,10 @@ from fastsurf.compare import Contender, compare, summary
 from fastsurf.config import Config, load_config
 from fastsurf.errors import FastsurfError, SceneError, UsageError
 from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, TrainState
-from fastsurf.mesh import Mesh, simplify
+from fastsurf.mesh import Mesh
 from fastsurf.meshio import read_mesh, write_mesh
 from fastsurf.metrics import measure, read_thresholds
+from fastsurf.solidity import simplify
 
 TINY = [word for setting in SMALL for word in ("--set", setting)] + ["--threads", "1"]
 SAMPLES = 5_000

@@ -11,7 +11,8 @@ PACKAGE = Path(fastsurf.__file__).parent
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "native" not in p.parent.parts)
 FRONT = {"cli", "options", "attended", "__main__"}  # the command line itself
 RUNS = {"reconstruction", "runs", "demo", "scoring", "compare", "batch", "cluster"}  # the product, made of the core; may use ui's log
-LAZY = {"rich", "tyro", "trimesh", "mcubes", "pycolmap", "scipy", "PIL", "nerfacc", "tinycudann", "ray"}  # slow to import
+LAZY = {"rich", "tyro", "trimesh", "mcubes", "pycolmap", "scipy", "PIL", "nerfacc", "tinycudann", "ray", "xatlas",
+        "manifold3d"}  # fmt: skip # slow to import
 
 
 def name_of(path):
@@ -79,8 +80,8 @@ def test_imports_point_one_way(path):
         assert used <= {"ui", "hooks"}, "a display knows events and nothing else"
     elif first not in FRONT | RUNS:
         assert not used & (RUNS | {"ui"}), "the core knows neither the terminal nor the product"
-    if first in {"errors", "config", "hooks", "cameras", "rays", "compositing", "sampling", "mesh", "meshio", "metrics",
-                 "conventions", "epipolar", "quality", "matching"}:  # fmt: skip
+    low = {"errors", "config", "hooks", "cameras", "rays", "compositing", "sampling", "conventions", "epipolar", "quality", "matching"}
+    if first in low | {"mesh", "meshio", "metrics", "output", "solidity", "texture"}:
         assert not used & {"backends", "field", "color", "model", "scene", "training", "checkpoint", "pictures", "formats"}
 
 

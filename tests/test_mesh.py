@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fastsurf.errors import BackendError, MeshError
 from fastsurf.extraction import has_native
-from fastsurf.mesh import clean, components, extract, is_watertight, signed_volumes, simplify
+from fastsurf.mesh import clean, components, extract, is_watertight, signed_volumes
+from fastsurf.solidity import simplify
 
 Level = Callable[[Tensor], Tensor]
 WAYS = ["native", "slabs"]

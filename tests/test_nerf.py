@@ -205,8 +205,8 @@ def test_a_run_is_meshed_at_levels_that_nest(learned, tmp_path, capsys):
         a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
         volumes.append(np.einsum("fi,fi->", a, np.cross(b, c)) / 6)
     assert volumes[0] > volumes[1] > volumes[2] > 0
-    same = mesh_run(result.run, tmp_path / "same.ply", density=10.0)
-    np.testing.assert_array_equal(same.vertices, mesh_run(result.run, tmp_path / "again.ply").vertices)
+    same, _ = mesh_run(result.run, tmp_path / "same.ply", density=10.0)
+    np.testing.assert_array_equal(same.vertices, mesh_run(result.run, tmp_path / "again.ply")[0].vertices)
     assert main(["mesh", str(result.run), "-o", str(tmp_path / "m.ply"), "--levels", "0.01"]) == 2
     assert "is not looked at; want more" in capsys.readouterr().err
 

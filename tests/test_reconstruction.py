@@ -31,7 +31,7 @@ def finished(tiny_folder, tmp_path_factory):
 
 def test_a_run_folder_holds_what_it_should(finished):
     result, _ = finished
-    files = {"config.toml", "log.jsonl", "checkpoint.safetensors", "preview.png", "first_mesh.ply", "mesh.ply"}
+    files = {"config.toml", "log.jsonl", "checkpoint.safetensors", "preview.png", "first_mesh.ply", "mesh.ply", "mesh.json"}
     assert {p.name for p in result.run.iterdir()} == files
     lines = [json.loads(line) for line in (result.run / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["event"] == "step"]
@@ -140,10 +140,10 @@ def test_the_finest_level_follows_the_photographs(tiny):
 
 
 def test_a_run_can_be_meshed_again(finished, tmp_path):
-    mesh = mesh_run(finished[0].run, tmp_path / "again.glb", resolution=32)
+    mesh, report = mesh_run(finished[0].run, tmp_path / "again.glb", resolution=32)
     assert 0 < len(mesh.faces) < len(finished[0].mesh.faces)
-    assert (tmp_path / "again.glb").exists()
-    same = mesh_run(finished[0].run, tmp_path / "same.ply", backend="reference")
+    assert (tmp_path / "again.glb").exists() and report.faces == len(mesh.faces)
+    same, _ = mesh_run(finished[0].run, tmp_path / "same.ply", backend="reference")
     np.testing.assert_array_equal(same.vertices, finished[0].mesh.vertices)
 
 

@@ -300,11 +300,11 @@ def test_durations_and_quantities():
     assert [quantity(n) for n in (0, 999, 41234, 1.2e6, 3.4e9)] == ["0", "999", "41.2 k", "1.2 M", "3.4 G"]
 
 
-def test_closing_lines_are_five_and_name_what_comes_next():
+def test_closing_lines_are_six_and_name_what_comes_next():
     seconds = {"read": 2.0, "train": 123.0, "mesh": 9.0}
-    lines = closing_lines("fox.ply", 118204, (1.0, 2.5, 0.333333), seconds, "fastsurf render fox.run", False)
-    assert len(lines) == 5 and lines[1] == "faces  118,204" and "1 x 2.5 x 0.3333" in lines[2]
-    assert lines[3] == "time   2:14 (read 0:02, train 2:03, mesh 0:09)" and lines[4].endswith("fastsurf render fox.run")
+    lines = closing_lines("fox.ply", 118204, (1.0, 2.5, 0.333333), "watertight", seconds, "fastsurf render fox.run", False)
+    assert len(lines) == 6 and lines[3] == "solid  watertight" and lines[1] == "faces  118,204" and "1 x 2.5 x 0.3333" in lines[2]
+    assert lines[4] == "time   2:14 (read 0:02, train 2:03, mesh 0:09)" and lines[5].endswith("fastsurf render fox.run")
 
 
 def test_the_report_of_a_scene_names_what_was_found(tiny):

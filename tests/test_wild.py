@@ -144,7 +144,7 @@ def test_colours_of_a_mesh_are_of_the_photograph_that_is_named(run, tmp_path):
     index = header.photograph(name)
     assert index == 3 == header.photograph(name.removeprefix("images/")) == header.photograph(name.removeprefix("images/")[:-4])
     for appearance, view in ((None, -1), ("mean", -1), (name, 3)):
-        mesh = mesh_run(run, tmp_path / "m.ply", appearance=appearance, backend=BACKEND)
+        mesh, _ = mesh_run(run, tmp_path / "m.ply", appearance=appearance, backend=BACKEND)
         scene_points = (mesh.vertices - np.array(header.center)) / header.radius
         wanted = vertex_colors(model, scene_points, view=view)[1].astype(int)
         assert np.abs(read_mesh(tmp_path / "m.ply").colors.astype(int) - wanted).max() <= 1

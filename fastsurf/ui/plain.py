@@ -85,12 +85,14 @@ def scene_line(scene: SceneState) -> str:
 
 
 def closing_lines(
-    path: str, faces: int, size: Sequence[float], seconds: Mapping[str, float], next_command: str, stopped: bool
-) -> list[str]:
+    path: str, faces: int, size: Sequence[float], solid: str, seconds: Mapping[str, float], next_command: str, stopped: bool,
+    units: str = "in the units of the input",
+) -> list[str]:  # fmt: skip
     """What stays on the screen at the end.
 
     Args:
-        size: extent of the mesh along x, y, z in world units.
+        size: extent of the mesh along x, y, z in the file's units.
+        solid: whether it is watertight, and what else is known, in a few words.
         seconds: by phase.
     """
     x, y, z = (f"{length:.4g}" for length in size)
@@ -98,7 +100,8 @@ def closing_lines(
     return [
         f"mesh   {path}" + ("  (stopped early)" if stopped else ""),
         f"faces  {faces:,}",
-        f"size   {x} x {y} x {z} in the units of the input",
+        f"size   {x} x {y} x {z} {units}",
+        f"solid  {solid}",
         f"time   {duration(sum(seconds.values()))} ({phases})",
         f"next   {next_command}",
     ]
