@@ -1,19 +1,21 @@
 """COLMAP sparse models, binary and text: sparse/0, sparse, colmap/sparse/0, dense/sparse, or the files themselves.
 
 World to camera (quaternion w first, translation), OpenCV axes, pixel centres at half integers; any of COLMAP's camera models.
-pycolmap reads them; `read_model` does without it where there is no wheel.
+Not by pycolmap: of a points3D.bin that was cut off it asks for more memory than there is, or returns what was never in it.
 """
 
 import os
 import struct
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
-from ..cameras import Camera, Capture, View, load_pycolmap
+from ..cameras import Camera, Capture, View
 from ..errors import SceneError
-from .checks import finish, from_world_to_camera, note_missing, read_text
+from ..guard import read_text
+from .checks import finish, from_world_to_camera, named, note_missing
 
 WANTED = "sparse/0/images.bin or .txt (also sparse, colmap/sparse/0, dense/sparse, or the model's files themselves)"
 ROOTS = ("sparse", "colmap/sparse", "dense/sparse", "dense/0/sparse", "")
@@ -42,47 +44,30 @@ def find(folder: Path) -> Path | None:
     return models[0] if models else None
 
 
-def load(scene: Path, folder: Path, masks: str) -> Capture:
+def load(scene: Path, folder: Path, masks: str, outside: bool) -> Capture:
     """Read the model in `folder`; photographs are looked for beside it, up to `scene` and at least two folders up."""
     model = read(folder)
     if not model.images:
         raise SceneError(f"{folder}: the model has no images with a pose; want a finished reconstruction")
     names = sorted(model.images)
+    for name in names:
+        named(scene, name, outside)
     root = _image_root(folder, scene, names)
     if scene == folder:
         scene = root.parent if root.name in IMAGE_FOLDERS else root
-    notes = note_missing([root / name for name in names], scene)
+    home = scene if root.is_relative_to(os.path.abspath(scene)) else root
+    notes = note_missing([root / name for name in names], home, outside)
     views = [View(name, root / name, None, *model.images[name]) for name in names if (root / name).is_file()]
     siblings = _models(folder.parent) if folder.name.isdigit() else []
     if len(siblings) > 1:
         counts = ", ".join(f"{m.name}: {_count(m)}" for m in siblings)
         notes.append(f"took sub-model {folder.name} of {len(siblings)} (images in {counts})")
     points = model.points if len(model.points) else None
-    return finish(scene, "colmap", views, masks, points=points, notes=notes)
+    return finish(scene, "colmap", views, masks, points=points, notes=notes, outside=outside)
 
 
 def read(folder: Path) -> Model:
-    """The model in a folder, by pycolmap or without it.
-
-    Raises:
-        SceneError: unreadable.
-    """
-    pycolmap = load_pycolmap()
-    if pycolmap is None:
-        return read_model(folder)
-    try:
-        found = pycolmap.Reconstruction(str(folder))
-    except (ValueError, RuntimeError, IndexError, OSError) as e:
-        raise SceneError(f"{folder}: not readable as a COLMAP model ({str(e).strip()})") from None
-    cameras = {i: Camera(c.model.name, c.width, c.height, tuple(map(float, c.params))) for i, c in found.cameras.items()}
-    posed = [image for image in found.images.values() if image.has_pose]
-    images = {image.name: (cameras[image.camera_id], image.cam_from_world().inverse().matrix()) for image in posed}
-    points = np.array([point.xyz for _, point in sorted(found.points3D.items())]).reshape(-1, 3)
-    return Model(images, points)
-
-
-def read_model(folder: Path) -> Model:
-    """The model in a folder without pycolmap.
+    """The model in a folder; points in the order of their numbers.
 
     Raises:
         SceneError: unreadable.
@@ -93,7 +78,7 @@ def read_model(folder: Path) -> Model:
         found = _images_bin(folder / "images.bin") if binary else _images_txt(folder / "images.txt")
         points = _points_bin(folder / "points3D.bin") if binary else _points_txt(folder / "points3D.txt")
         images = {name: (cameras[camera], from_world_to_camera(_rotation(pose[:4]), pose[4:])) for name, camera, pose in found}
-    except (OSError, KeyError, IndexError, ValueError, struct.error) as e:
+    except (OSError, KeyError, IndexError, ValueError, OverflowError, struct.error) as e:
         raise SceneError(f"{folder}: not readable as a COLMAP model ({type(e).__name__}: {e})") from None
     return Model(images, points)
 
@@ -115,7 +100,7 @@ def _count(model: Path) -> int:
             with open(model / "images.bin", "rb") as file:
                 return int(struct.unpack("<Q", file.read(8))[0])
         return len(_data_lines(model / "images.txt")) // 2
-    except struct.error:
+    except (struct.error, SceneError):
         return 0
 
 
@@ -133,7 +118,10 @@ def _image_root(model: Path, scene: Path, names: list[str]) -> Path:
 
 
 def _rotation(quaternion: np.ndarray) -> np.ndarray:
-    w, x, y, z = quaternion / np.linalg.norm(quaternion)
+    length = np.linalg.norm(quaternion)
+    if not 1e-6 < length < 1e6:
+        raise ValueError(f"a quaternion of length {length:g}")
+    w, x, y, z = quaternion / length
     return np.array([
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
@@ -162,7 +150,8 @@ def _images_txt(file: Path) -> list[tuple[str, int, np.ndarray]]:
 def _points_txt(file: Path) -> np.ndarray:
     if not file.is_file():
         return np.empty((0, 3))
-    return np.array([line.split()[1:4] for line in _data_lines(file) if line.strip()], dtype=np.float64).reshape(-1, 3)
+    rows = sorted(((int(i), xyz) for i, *xyz in (line.split()[:4] for line in _data_lines(file) if line.strip())), key=itemgetter(0))
+    return np.array([xyz for _, xyz in rows], dtype=np.float64).reshape(-1, 3)
 
 
 def _cameras_bin(file: Path) -> dict[int, Camera]:
@@ -195,13 +184,13 @@ def _points_bin(file: Path) -> np.ndarray:
     if not file.is_file():
         return np.empty((0, 3))
     data = file.read_bytes()
-    points = np.empty((_number(data), 3))
+    rows = []
     at = 8
-    for i in range(len(points)):
-        points[i] = struct.unpack_from("<3d", data, at + 8)
+    for _ in range(_number(data)):
+        rows.append(struct.unpack_from("<Q3d", data, at))
         (n,) = struct.unpack_from("<Q", data, at + 43)  # after id, position, colour and error
         at += 51 + 8 * n  # image and observation of each track element
-    return points
+    return np.array([xyz for _, *xyz in sorted(rows, key=itemgetter(0))]).reshape(-1, 3)
 
 
 def _number(data: bytes) -> int:
