@@ -19,10 +19,11 @@ from fastsurf import guard
 from fastsurf.checkpoint import read_header
 from fastsurf.cli import main
 from fastsurf.config import load_config
-from fastsurf.errors import LONGEST, CheckpointError, ConfigError, FastsurfError, MeshError, SceneError
+from fastsurf.errors import LONGEST, CheckpointError, ConfigError, FastsurfError, MeshError, SceneError, UsageError
 from fastsurf.formats import load
 from fastsurf.meshio import read_mesh, write_mesh
 from fastsurf.metrics import read_truth
+from fastsurf.poses import _claim
 from fastsurf.scene import load_scene
 
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")
@@ -280,6 +281,19 @@ def test_names_that_lead_elsewhere(tmp_path, name, why, capsys):
     assert main(["info", str(tmp_path / "scene")]) == 3
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.strip().isprintable()
+
+
+@pytest.mark.parametrize("name", ["Bild größe.png", "写真.png", "Screenshot 3.00\u202fPM.png", "क\u200dष.png", "a b#c.png"])
+def test_names_of_all_languages_are_fine(tmp_path, name):
+    rings.transforms(tmp_path, images=[f"images/{i}{name}" for i in range(3)], n=3)
+    assert load(tmp_path).views[1].name == f"images/1{name}"
+
+
+def test_a_broken_record_is_another_scenes(tmp_path):
+    for text in ("[]", "{", "[" * 1000, '{"source": 1}'):
+        (tmp_path / "poses.json").write_text(text)
+        with pytest.raises(UsageError, match="other photographs"):
+            _claim(tmp_path, {"source": "x"}, force=False)
 
 
 def test_outside_may_be_allowed(tmp_path):

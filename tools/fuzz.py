@@ -8,6 +8,7 @@ it, inputs are changed at random. The input behind each finding is kept in --out
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -58,7 +59,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     if data[:1] == b"{" and rng.random() < 0.7:
         try:
             return mutate_json(data, rng)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, OverflowError):
             pass
     for _ in range(rng.choice((1, 1, 2, 4))):
         data = rng.choice((flip, cut, number, word, repeat, drop))(data, rng)
@@ -160,10 +161,16 @@ class Watch:
 
 def work(name: str, seconds: float, seed: int, out: Path, engine: str) -> None:
     """Breaks a reader's files one after the other until the time is over; in the child."""
-    from fastsurf.errors import FastsurfError
+    lead: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if engine == "atheris":
+        import atheris
 
+        lead = atheris.instrument_imports(include=["fastsurf", "trimesh.exchange", "tomllib", "PIL"], enable_loader_override=False)
+    with lead:
+        from fastsurf.errors import FastsurfError
+
+        reader = readers()[name]
     rng = random.Random(seed)
-    reader = readers()[name]
     home = Path(tempfile.mkdtemp(prefix="fuzz"))
     files = reader.make(home)
     reader.read(home)  # the good ones load, and every library is there
@@ -217,13 +224,11 @@ def work(name: str, seconds: float, seed: int, out: Path, engine: str) -> None:
             file = rng.choice(files)
             one(file, mutate(good[file], rng))
 
-    import atheris
-
     def change(data: bytes, most: int, seed: int) -> bytes:
         dice = random.Random(seed)
         if dice.random() < 0.3:
-            return bytes(atheris.Mutate(data, most))
-        return data[:1] + mutate(data[1:], dice)
+            return bytes(atheris.Mutate(data, most))[:most]
+        return (data[:1] + mutate(data[1:], dice))[:most]
 
     corpus = out / "corpus"
     corpus.mkdir(exist_ok=True)
@@ -235,7 +240,6 @@ def work(name: str, seconds: float, seed: int, out: Path, engine: str) -> None:
         if data:
             one(files[data[0] % len(files)], data[1:])
 
-    atheris.instrument_all()
     atheris.Setup([sys.argv[0], f"-max_len={longest}", f"-seed={seed + 1}", "-rss_limit_mb=0", "-timeout=60", "-verbosity=0", str(corpus)],
                   test, custom_mutator=change)  # fmt: skip
     atheris.Fuzz()

@@ -20,6 +20,7 @@ from ..guard import LONGEST_NAME, MOST_NUMBER, picture
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".ppm")
 ROTATION_NOISE = 1e-3  # largest entry of |R R^T - I| that counts as rounding
 SIZE_NOISE = 2.0  # pixels that a resized photograph's aspect may be off by
+COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # to a terminal; others only look odd
 OPAQUE_SAMPLE = 8  # photographs whose alpha channel is decoded to see whether it is more than opaque
 
 
@@ -58,8 +59,9 @@ def check_name(name: str) -> None:
     Raises:
         SceneError: such a name.
     """
-    longest = max((len(os.fsencode(part)) for part in name.split("/")), default=0) if name.isprintable() else 0
-    if not name.isprintable() or longest > LONGEST_NAME[0] or len(os.fsencode(name)) > LONGEST_NAME[1]:
+    obeyed = COMMANDS.search(name) is not None
+    longest = 0 if obeyed else max(len(os.fsencode(part)) for part in name.split("/"))
+    if obeyed or longest > LONGEST_NAME[0] or len(os.fsencode(name)) > LONGEST_NAME[1]:
         raise SceneError(f"photograph {name[:80]!r}: want a name of printable characters that a file can have; rename it")
 
 
