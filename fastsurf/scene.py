@@ -262,7 +262,10 @@ def choose_box(capture: Capture, train: Sequence[int], masks: Sequence[np.ndarra
         raise SceneError(f"scene.radius must be positive, found {config.radius}")
     if config.center is not None and config.radius is not None:
         return Box(np.array(config.center), config.radius, "configuration")
-    found = find_box([capture.views[i] for i in train], masks, capture.points, capture.box)
+    try:
+        found = find_box([capture.views[i] for i in train], masks, capture.points, capture.box)
+    except np.linalg.LinAlgError as e:
+        raise SceneError(f"no scene box can be found of these cameras ({e}): set scene.center and scene.radius") from None
     if not np.isfinite(found.center).all() or not 0 < found.radius < np.inf:
         raise SceneError(f"no scene box can be found of these cameras ({found.source}): set scene.center and scene.radius")
     if config.center is not None:
