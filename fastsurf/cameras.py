@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 
 from .errors import SceneError
+from .guard import MOST_NUMBER, MOST_SIDE
 
 # Number of parameters; fx, fy, cx, cy come first in these models ...
 TWO_FOCALS = {
@@ -44,8 +45,10 @@ class Camera:
             raise SceneError(f"camera model {self.model} is not supported; want one of {', '.join((*TWO_FOCALS, *ONE_FOCAL))}")
         if len(self.params) != wanted:
             raise SceneError(f"camera model {self.model} has {wanted} parameters, found {len(self.params)}")
-        if not np.isfinite(self.params).all() or min(self.focal) <= 0:
+        if not np.isfinite(self.params).all() or min(self.focal) <= 0 or np.abs(self.params).max() > MOST_NUMBER:
             raise SceneError(f"camera {self.model} wants finite parameters and positive focal lengths, found {self.params}")
+        if not (1 <= self.width <= MOST_SIDE and 1 <= self.height <= MOST_SIDE):
+            raise SceneError(f"camera {self.model} wants a size of 1 to {MOST_SIDE} pixels, found {self.width}x{self.height}")
 
     @property
     def focal(self) -> tuple[float, float]:

@@ -15,13 +15,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from .appearance import MEAN
-from .config import Config, from_dict, to_dict
+from .config import Config, check, from_dict, to_dict
 from .errors import BackendError, CheckpointError, UsageError
 from .files import write_whole
+from .guard import parse_json
 from .model import Model
 from .training import Training
 
 FORMAT = 1  # of the file; raised when an old file can no longer be read as it is
+MOST_HEADER = 1 << 26  # bytes
 SAME_BOX = 1e-3  # radii that the scene box of a resumed run may differ by
 
 
@@ -108,18 +110,24 @@ def read_header(path: Path) -> Header:
     text = _metadata(path).get("fastsurf")
     if text is None:
         raise CheckpointError(f"{path}: a safetensors file, but not one of fastsurf's")
+    tree: dict[str, Any] = parse_json(text, str(path), CheckpointError)
     try:
-        tree: dict[str, Any] = json.loads(text)
         if tree["format"] != FORMAT:
             found = f"checkpoint format {tree['format']}, this version reads {FORMAT}"
             raise CheckpointError(f"{path}: {found}: reconstruct again, or use the version that wrote it")
         x, y, z = tree["center"]
-        return Header(
-            from_dict(tree["config"], str(path)), tree["scene"], tree["scene_format"], (x, y, z), tree["radius"],
-            tree["background"], tree.get("device", "cpu"), tree["step"], tree["progress"], tree["seconds"], tree["squared_error"],
-            tuple(tree.get("photographs", ())), tree.get("updates", tree["step"]), tree.get("skipped", 0),
+        config = from_dict(tree["config"], str(path))
+        check(config)
+        header = Header(
+            config, str(tree["scene"]), str(tree["scene_format"]), (float(x), float(y), float(z)), float(tree["radius"]),
+            str(tree["background"]), str(tree.get("device", "cpu")), int(tree["step"]), float(tree["progress"]), float(tree["seconds"]),
+            float(tree["squared_error"]), tuple(map(str, tree.get("photographs", ()))),
+            int(tree.get("updates", tree["step"])), int(tree.get("skipped", 0)),
         )
-    except (KeyError, TypeError, ValueError) as e:
+        if not (np.isfinite(header.center).all() and 0 < header.radius < np.inf and 0 <= header.progress <= 1 and header.step >= 0):
+            raise ValueError(f"centre {header.center}, radius {header.radius:g}, progress {header.progress:g}, step {header.step}")
+        return header
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e:
         raise CheckpointError(f"{path}: damaged ({type(e).__name__}: {e})") from None
 
 
@@ -130,10 +138,11 @@ def _metadata(path: Path) -> dict[str, str]:
     try:
         with open(path, "rb") as f:
             length = int.from_bytes(f.read(8), "little")
-            if length > os.fstat(f.fileno()).st_size:
-                raise ValueError("the header is longer than the file")
-            return dict(json.loads(f.read(length)).get("__metadata__", {}))
-    except (OSError, ValueError) as e:
+            if length > min(os.fstat(f.fileno()).st_size, MOST_HEADER):
+                raise ValueError("the header is longer than the file, or than any of ours")
+            text = f.read(length)
+        return {str(name): str(value) for name, value in parse_json(text, str(path), CheckpointError).get("__metadata__", {}).items()}
+    except (OSError, ValueError, AttributeError) as e:
         raise CheckpointError(f"{path}: damaged or not a checkpoint ({e})") from None
 
 
@@ -145,7 +154,7 @@ def load_model(path: Path, model: Model) -> dict[str, Tensor]:
     """
     try:
         tensors = load(path.read_bytes())  # read once: a running reconstruction may replace the file at any moment
-    except (SafetensorError, OSError) as e:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
         raise CheckpointError(f"{path}: damaged ({e})") from None
     try:
         model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
@@ -164,15 +173,19 @@ def resume(path: Path, run: Training) -> None:
     header = read_header(path)
     _check_same(header, run)
     tensors = load_model(path, run.model)
-    for kind, held in (("first", run.optimizer.first), ("second", run.optimizer.second)):
-        for name, t in held.items():
-            t.copy_(tensors[f"adam.{kind}.{name}"])
-    for name, t in run.patches.tensors().items() if run.patches is not None else ():
-        if name in tensors:  # else they begin anew
-            t.copy_(tensors[name])
-    if header.device == run.backend.device.type:
-        run.generator.set_state(tensors["generator"].to(torch.uint8))
-    else:  # a state of another kind of generator: go on with other numbers
+    try:
+        for kind, held in (("first", run.optimizer.first), ("second", run.optimizer.second)):
+            for name, t in held.items():
+                t.copy_(tensors[f"adam.{kind}.{name}"])
+        for name, t in run.patches.tensors().items() if run.patches is not None else ():
+            if name in tensors:  # else they begin anew
+                t.copy_(tensors[name])
+        state = tensors["generator"].to(torch.uint8)
+        if header.device == run.backend.device.type:
+            run.generator.set_state(state)
+    except (KeyError, RuntimeError, TypeError) as e:
+        raise CheckpointError(f"{path}: does not fit the configuration ({type(e).__name__}: {e})") from None
+    if header.device != run.backend.device.type:  # a state of another kind of generator: go on with other numbers
         run.generator.manual_seed(run.config.train.seed + header.step)
     run.step, run.skipped, run.optimizer.count = header.step, header.skipped, header.updates
     run.seconds, run.squared_error = header.seconds, header.squared_error

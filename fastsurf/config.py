@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import ConfigError
+from .guard import MOST_TEXT, read_text
 
 INSTALLED, CHECKOUT = Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"
 PRESETS = INSTALLED if INSTALLED.is_dir() else CHECKOUT
@@ -35,6 +36,7 @@ class SceneConfig:
     masks: str = "auto"  # auto: those found, or made where surroundings are black | ignore | a folder of masks
     invert_masks: bool = False  # what is dark in them is the object
     ignore: str = "auto"  # pixels not to learn from, bright in pictures: auto (ignore/NAME.png, dynamic_mask_NAME.png) | none | a folder
+    outside: bool = False  # photographs may lie outside the scene's folder, where its files name them or links lead (docs/safety.md)
     background: str = "auto"  # auto: random behind masks, else model | random | white | black | model
     points: str = "auto"  # without masks: auto (sparse points that the scene brings, else made of the photographs) | ignore
     holdout: int = 0  # every n-th view is kept out of training and scored; 0: only what the scene itself holds out
@@ -174,6 +176,8 @@ class Config:
 
 
 ANY = math.inf
+LARGEST = 1e300  # of a value; more, or no number, is a slip
+LONGEST_KEY = 60  # characters that the nearest known key is looked for; the search takes their square
 RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can work, of those where that isn't plain
     "threads": (0, ANY),
     "scene.holdout": (0, ANY),
@@ -294,15 +298,17 @@ def _read_toml(name_or_file: str) -> dict[str, Any]:
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
         raise ConfigError(f"no configuration {name_or_file!r}: want a .toml file or one of {known}")
     try:
-        return tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as e:
+        return tomllib.loads(read_text(path, ConfigError, MOST_TEXT))
+    except RecursionError:
+        raise ConfigError(f"{path}: not TOML that can be read (nested too deeply)") from None
+    except ValueError as e:
         raise ConfigError(f"{path}: not TOML ({e})") from None
 
 
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text  # a bare string
 
 
@@ -322,7 +328,7 @@ def _merge(config: T, tree: Mapping[str, Any], source: str, prefix: str = "") ->
     changes: dict[str, Any] = {}
     for key, value in tree.items():
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1) or _elsewhere(key)
+            near = (difflib.get_close_matches(key, hints, n=1) or _elsewhere(key)) if len(key) <= LONGEST_KEY else []
             hint = f"did you mean {prefix if near[0] in hints else ''}{near[0]}?" if near else f"known: {', '.join(hints)}"
             raise ConfigError(f"{source}: unknown key {prefix}{key}; {hint}")
         old = getattr(config, key)
@@ -346,9 +352,9 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     for option in options:
         if option is type(None) and value in (None, "none"):
             return None
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST:
             return float(value)
-        if option in (int, str, bool) and type(value) is option:
+        if option in (int, str, bool) and type(value) is option and (option is not int or abs(value) < 1 << 63):
             return value
         if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
             kinds = typing.get_args(option)

@@ -3,11 +3,23 @@
 Every message says in one line what was wanted, what was found and what to do.
 """
 
+LONGEST = 2000  # characters of a message; values from a file may be of any length
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and without anything that a terminal would obey: names and values come from other people's files."""
+    shown = "".join(c if c.isprintable() or c.isspace() else c.encode("unicode_escape").decode() for c in text[: 2 * LONGEST])
+    line = " ".join(shown.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 4]} ..."
+
 
 class FastsurfError(Exception):
     """Base of every error raised on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class UsageError(FastsurfError):

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from .errors import SceneError
 from .formats.checks import SUFFIXES
+from .guard import picture
 
 HEIC = (".heic", ".heif")
 FOREIGN = (*HEIC, ".webp")  # to COLMAP: such photographs are converted
@@ -117,11 +118,10 @@ def up_in_picture(file: Path) -> tuple[int, int]:
 
 def lens(file: Path) -> tuple[Any, ...]:
     """What photographs that share their intrinsics agree in: size, and make, model and focal length where EXIF names them."""
-    from PIL import Image
-
     exif = _exif(file)
-    with Image.open(file) as image:
-        return (*image.size, exif.get(MAKE), exif.get(MODEL), exif.get_ifd(EXIF_IFD).get(FOCAL_LENGTH))
+    with picture(file, "photograph", "replace it, or take it away") as image:
+        known = (*image.size, exif.get(MAKE), exif.get(MODEL), exif.get_ifd(EXIF_IFD).get(FOCAL_LENGTH))
+    return known
 
 
 def pick_frames(video: Path, folder: Path, most: int, on_progress: Progress) -> None:
@@ -150,8 +150,8 @@ def pick_frames(video: Path, folder: Path, most: int, on_progress: Progress) -> 
 
     def write() -> None:
         if best is not None:
-            picture = Image.frombuffer("RGB", (width, height), best[2], "raw", "RGB", 0, 1)
-            picture.save(folder / f"frame_{best[1]:05d}.jpg", quality=95, subsampling=0)
+            frame = Image.frombuffer("RGB", (width, height), best[2], "raw", "RGB", 0, 1)
+            frame.save(folder / f"frame_{best[1]:05d}.jpg", quality=95, subsampling=0)
 
     with contextlib.closing(frames):
         for k, data in enumerate(frames):
@@ -199,28 +199,23 @@ def _link(file: Path, target: Path) -> None:
 
 def _convert(file: Path, folder: Path, name: str, taken: set[str]) -> None:
     """A photograph as JPEG, or PNG where it has transparency; EXIF stays, so that focal length and orientation do."""
-    from PIL import Image
-
     if file.suffix.lower() in HEIC:
         try:
             import pillow_heif
         except ImportError:
             raise SceneError(f"{file}: HEIC photographs need pillow-heif, which is not installed: pip install 'fastsurf[heic]'") from None
         pillow_heif.register_heif_opener()
-    try:
-        with Image.open(file) as image:
-            see_through = "A" in image.getbands() and image.getchannel("A").getextrema() != (255, 255)
-            exif = image.getexif()
-            exif.get_ifd(EXIF_IFD)  # or it would not be written
-            keep: dict[str, Any] = {"exif": exif, "icc_profile": image.info.get("icc_profile")}
-            picture = image.convert("RGBA" if see_through else "RGB")
-    except (OSError, SyntaxError, ValueError) as e:
-        raise SceneError(f"photograph {file} can't be read ({e}): replace it, or take it away") from None
+    with picture(file, "photograph", "replace it, or take it away") as image:
+        see_through = "A" in image.getbands() and image.getchannel("A").getextrema() != (255, 255)
+        exif = image.getexif()
+        exif.get_ifd(EXIF_IFD)  # or it would not be written
+        keep: dict[str, Any] = {"exif": exif, "icc_profile": image.info.get("icc_profile")}
+        photograph = image.convert("RGBA" if see_through else "RGB")
     target = folder / _unique(Path(name).with_suffix(".png" if see_through else ".jpg").as_posix(), taken)
     target.parent.mkdir(parents=True, exist_ok=True)
     if not see_through:
         keep |= {"quality": 95, "subsampling": 0}
-    picture.save(target, **keep)
+    photograph.save(target, **keep)
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -234,15 +229,12 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 def _exif(file: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(file) as image:
-            if image.format == "PNG" and "exif" not in image.info:
-                return Image.Exif()  # or Pillow would decode all of it to look behind the pixels
-            return image.getexif()
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        raise SceneError(f"photograph {file} can't be read ({e}): replace it, or take it away") from None
+    with picture(file, "photograph", "replace it, or take it away") as image:
+        bare = image.format == "PNG" and "exif" not in image.info  # or Pillow would decode all of it to look behind the pixels
+        exif = Image.Exif() if bare else image.getexif()
+    return exif
 
 
 class _Folder:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .cameras import View
 from .errors import SceneError
+from .guard import picture
 
 DECODERS = 4  # threads; each holds one photograph at full size
 
@@ -99,16 +100,13 @@ def _read_photograph(view: View, matte: int | None) -> tuple[np.ndarray, np.ndar
     from PIL import Image
 
     size = (view.camera.width, view.camera.height)
-    try:
-        with Image.open(view.image) as file:
-            if file.width % 8 == 0 and file.height % 8 == 0:
-                file.draft("RGB", size)  # a JPEG decodes faster at 1/2, 1/4 or 1/8; multiples of 8 keep pixels aligned
-            picture = file.convert("RGBA" if "A" in file.getbands() or "transparency" in file.info else "RGB")
-    except (OSError, SyntaxError, ValueError) as e:
-        raise SceneError(f"photograph {view.image} can't be read ({e}): replace the file, or take its view out") from None
-    if picture.size != size:
-        picture = picture.resize(size, Image.Resampling.BOX)
-    pixels = np.array(picture)
+    with picture(view.image, "photograph", "replace the file, or take its view out") as file:
+        if file.width % 8 == 0 and file.height % 8 == 0:
+            file.draft("RGB", size)  # a JPEG decodes faster at 1/2, 1/4 or 1/8; multiples of 8 keep pixels aligned
+        photograph = file.convert("RGBA" if "A" in file.getbands() or "transparency" in file.info else "RGB")
+    if photograph.size != size:
+        photograph = photograph.resize(size, Image.Resampling.BOX)
+    pixels = np.array(photograph)
     if pixels.shape[2] == 3:
         return pixels, np.full(pixels.shape[:2], 255, np.uint8)
     rgb, alpha = pixels[..., :3], pixels[..., 3]
@@ -134,13 +132,10 @@ def _read_bright(file: Path, view: View, or_else: str) -> np.ndarray:
     from PIL import Image
 
     size = (view.camera.width, view.camera.height)
-    try:
-        with Image.open(file) as picture:
-            mask = picture.convert("RGBA").getchannel("A") if "A" in picture.getbands() else picture.convert("L")
-            if mask.getextrema() == (255, 255):  # an opaque alpha channel: the mask is in the colours
-                mask = picture.convert("L")
-    except (OSError, SyntaxError, ValueError) as e:
-        raise SceneError(f"mask {file} can't be read ({e}): replace it, or {or_else}") from None
+    with picture(file, "mask", f"replace it, or {or_else}") as whole:
+        mask = whole.convert("RGBA").getchannel("A") if "A" in whole.getbands() else whole.convert("L")
+        if mask.getextrema() == (255, 255):  # an opaque alpha channel: the mask is in the colours
+            mask = whole.convert("L")
     if abs(mask.width * size[1] - mask.height * size[0]) > max(mask.size) + max(size):
         found, wanted = f"{mask.width}x{mask.height}", f"{size[0]}x{size[1]}"
         raise SceneError(f"mask {file} is {found}, its photograph {wanted}: another aspect; replace it, or {or_else}")

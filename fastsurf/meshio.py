@@ -4,7 +4,9 @@ Coordinates stay the world's own. Where 32 bits are too few for them (geo-refere
 the extent), PLY and OBJ carry 64-bit ones, GLB an offset beside 32-bit ones, and STL, which can do neither, is refused.
 """
 
+import io
 import json
+import re
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +17,13 @@ import numpy.typing as npt
 
 from .errors import MeshError, UsageError
 from .files import png, whole, write_whole
+from .guard import parse_json
 from .mesh import Mesh, Texture
 from .output import companions
 
 Floats = npt.NDArray[np.float64]
 
+READ = ("ply", "obj", "glb", "stl", "off")
 Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # turns the world, whose z is up, into glTF's axes
 
 
@@ -87,27 +91,63 @@ def writer(path: Path) -> Callable[[IO[bytes], Mesh, Sequence[str]], None]:
     return writers[path.suffix.lower()]
 
 
-def read_mesh(path: Path) -> Mesh:
-    """Any triangle mesh that trimesh reads, with its normals and colours where it has them. glTF's y axis, up, becomes the world's z.
+def read_geometry(path: Path) -> Any:
+    """The trimesh.Scene of a PLY, OBJ, GLB, STL or OFF file. The file alone is read, not what it refers to: textures, materials.
 
     Raises:
-        MeshError: no such file, not a mesh, or no faces.
+        MeshError: no such file, of another kind, broken, or claiming more than it holds.
     """
     import trimesh
 
     if not path.is_file():
         raise MeshError(f"{path}: no such file")
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in READ:
+        raise MeshError(f"{path}: meshes are read from {', '.join(READ)}, not from {kind or 'a name without suffix'}")
+    data = path.read_bytes()
     try:
-        scene = trimesh.load_scene(path, process=False)
+        _check_claims(data, kind)
+        options: Any = {"skip_materials": True} if kind in ("obj", "glb") else {}
+        return trimesh.load_scene(io.BytesIO(data), file_type=kind, process=False, **options)
     except Exception as e:  # trimesh raises many kinds on broken files
-        raise MeshError(f"{path}: not a mesh that can be read ({type(e).__name__}: {e})") from None
+        raise MeshError(f"{path}: neither a mesh nor points that can be read ({type(e).__name__}: {e})") from None
+
+
+def _check_claims(data: bytes, kind: str) -> None:
+    """ValueError where a header speaks of more elements than there are bytes: memory is asked for before they are looked for."""
+    claims = []
+    if kind == "ply":
+        claims = [int(n[:20]) for n in re.findall(rb"^\s*element\s+\S+\s+(\d+)", data[: data.find(b"end_header")], re.MULTILINE)]
+    elif kind == "glb":
+        (length,) = struct.unpack_from("<I", data, 12)
+        accessors = parse_json(data[20 : 20 + length], "header", MeshError).get("accessors", [])
+        claims = [int(accessor["count"]) for accessor in accessors]
+    if max(claims, default=0) > len(data):
+        raise ValueError(f"claims {max(claims)} elements in {len(data)} bytes")
+
+
+def read_mesh(path: Path) -> Mesh:
+    """Any triangle mesh, with its normals and colours where it has them. glTF's y axis, up, becomes the world's z.
+
+    Raises:
+        MeshError: see `read_geometry`; no faces, or faces of vertices that aren't there.
+    """
+    import trimesh
+
+    scene = read_geometry(path)
     upright = np.eye(4)
-    if path.suffix.lower() in (".glb", ".gltf"):
+    if path.suffix.lower() == ".glb":
         upright[:3, :3] = Y_UP.T
-    parts = [_placed(scene.geometry[name], upright @ place) for place, name in (scene.graph[node] for node in scene.graph.nodes_geometry)
-             if isinstance(scene.geometry[name], trimesh.Trimesh) and len(scene.geometry[name].faces)]  # fmt: skip
+    try:
+        placed = [(scene.geometry[name], upright @ place) for place, name in (scene.graph[node] for node in scene.graph.nodes_geometry)]
+        with np.errstate(all="ignore"):
+            parts = [_placed(part, place) for part, place in placed if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    except Exception as e:  # it looks at much of a file only when asked for it
+        raise MeshError(f"{path}: not a mesh that can be read ({type(e).__name__}: {e})") from None
     if not parts:
         raise MeshError(f"{path}: holds no faces")
+    if not all(np.isfinite(part.vertices).all() for part in parts):
+        raise MeshError(f"{path}: has vertices that are not finite")
     first = np.cumsum([0] + [len(part.vertices) for part in parts[:-1]])
     colors = [part.colors for part in parts if part.colors is not None]
     return Mesh(
@@ -120,6 +160,8 @@ def read_mesh(path: Path) -> Mesh:
 
 def _placed(geometry: Any, place: Floats) -> Mesh:
     """A trimesh.Trimesh put into the world by a (4, 4) matrix. By hand: trimesh's own way forgets the file's normals."""
+    if geometry.faces.min() < 0 or geometry.faces.max() >= len(geometry.vertices):
+        raise ValueError(f"faces of vertices {geometry.faces.min()} to {geometry.faces.max()}, of {len(geometry.vertices)}")
     vertices = np.array(geometry.vertices, np.float64) @ place[:3, :3].T + place[:3, 3]
     normals = np.array(geometry.vertex_normals, np.float64) @ np.linalg.inv(place[:3, :3])
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-30)

@@ -5,9 +5,7 @@ surface that is points with normals is a surface of small discs: the distance to
 lies beside it. So the spacing of samples doesn't enter the score, and two samplings of one surface are (nearly) 0 apart.
 """
 
-import json
 import math
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .cameras import View
-from .errors import MeshError, SceneError, UsageError
+from .errors import SceneError, UsageError
+from .guard import read_arrays, read_json
 from .mesh import Mesh, sample_surface
-from .meshio import read_mesh
+from .meshio import read_geometry, read_mesh
 from .shade import seen
 
 Floats = npt.NDArray[np.float64]
@@ -96,25 +95,21 @@ def read_truth(path: Path) -> Truth:
         return Truth(points, normals)
     import trimesh
 
-    try:
-        geometry = trimesh.load(path, process=False)
-    except Exception as e:  # trimesh raises many kinds on files that it doesn't know
-        raise MeshError(f"{path}: neither a mesh nor points that can be read ({type(e).__name__}: {e})") from None
-    if isinstance(geometry, trimesh.PointCloud):
-        return Truth(np.array(geometry.vertices, np.float64))
+    parts = list(read_geometry(path).geometry.values())
+    if len(parts) == 1 and isinstance(parts[0], trimesh.PointCloud):
+        return Truth(np.array(parts[0].vertices, np.float64))
     return Truth(mesh=read_mesh(path))
 
 
 def _read_points(path: Path) -> tuple[Floats, Floats | None]:
-    try:
-        with np.load(path) as file:
-            arrays = {name: file[name].astype(np.float64) for name in ("points", "normals") if name in file}
-            found = ", ".join(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise SceneError(f"{path}: not an .npz file that can be read ({e})") from None
+    found = read_arrays(path)
+    arrays = {name: found[name].astype(np.float64) for name in ("points", "normals") if name in found}
     if "points" not in arrays:
-        raise SceneError(f"{path}: want an array `points`, found {found}")
+        raise SceneError(f"{path}: want an array `points`, found {', '.join(found)}")
     points, normals = arrays["points"], arrays.get("normals")
+    for name, array in arrays.items():
+        if array.shape != (len(points), 3) or not np.isfinite(array).all():
+            raise SceneError(f"{path}: want finite `{name}` of one length in rows of 3, found {'x'.join(map(str, array.shape))}")
     if normals is None:
         return points, None
     return points, normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
@@ -123,8 +118,14 @@ def _read_points(path: Path) -> tuple[Floats, Floats | None]:
 def _read_region(path: Path) -> tuple[Floats, Floats, Floats] | None:
     if not path.is_file():
         return None
-    tree = json.loads(path.read_text())
-    return np.array(tree["min"], float), np.array(tree["max"], float), np.array(tree.get("world_to_box", np.eye(4)), float)
+    tree = read_json(path)
+    try:
+        low, high, to_box = (np.array(rows, float) for rows in (tree["min"], tree["max"], tree.get("world_to_box", np.eye(4))))
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError):
+        raise SceneError(f"{path}: want min, max and maybe world_to_box as numbers") from None
+    if low.shape != (3,) or high.shape != (3,) or to_box.shape != (4, 4) or not all(np.isfinite(a).all() for a in (low, high, to_box)):
+        raise SceneError(f"{path}: want 3 finite numbers each in min and max, 4x4 in world_to_box")
+    return low, high, to_box
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .errors import BackendError, SceneError, UsageError
 from .files import write_whole
 from .footage import Footage, find_footage, gather, names_in
 from .formats import sniff
+from .guard import read_json
 from .hooks import Hook, MeshProgress, Note, Phases, Saved, announce
 
 RECORD, MODEL, PART = "poses.json", "sparse", ".sparse.part"
@@ -151,12 +152,14 @@ def _claim(out: Path, asked: dict[str, Any], force: bool) -> dict[str, Any]:
     Raises:
         UsageError: something else is there.
     """
-    try:
-        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        record = None
-    except ValueError:
-        record = {}
+    record: Any = None
+    if (out / RECORD).is_file():
+        try:
+            record = read_json(out / RECORD)
+        except SceneError:
+            record = {}
+        if not isinstance(record, dict):
+            record = {}
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file: want a folder for the scene")
     if record is None and out.is_dir() and any(out.iterdir()):

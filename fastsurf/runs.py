@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import guard
 from .appearance import MEAN
 from .backends import Backend
 from .checkpoint import Header, load_model, read_header
@@ -353,7 +354,7 @@ def write_json(path: str | Path, tree: object) -> None:
 
 def read_json(path: str | Path) -> dict[str, Any] | None:
     """None where there is no such file. Files are written whole, so what is there can be read."""
-    tree: dict[str, Any] | None = json.loads(Path(path).read_text()) if Path(path).is_file() else None
+    tree: dict[str, Any] | None = guard.read_json(Path(path)) if Path(path).is_file() else None
     return tree
 
 

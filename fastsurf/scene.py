@@ -223,6 +223,7 @@ class Scene:
         return pools
 
 
+@np.errstate(all="ignore")  # cameras may be absurd; what comes out is looked at
 def load_scene(source: str | Path | Capture, config: SceneConfig | None = None, format: str | None = None) -> Scene:
     """Read photographs, cameras and masks, and find the scene box.
 
@@ -234,8 +235,8 @@ def load_scene(source: str | Path | Capture, config: SceneConfig | None = None, 
         SceneError: what is missing or contradicts itself, in one line.
     """
     config = config or SceneConfig()
-    capture = source if isinstance(source, Capture) else formats.load(Path(source), format, config.masks)
-    capture = replace(capture, views=tuple(find_ignored(capture.path, capture.views, config.ignore)))
+    capture = source if isinstance(source, Capture) else formats.load(Path(source), format, config.masks, config.outside)
+    capture = replace(capture, views=tuple(find_ignored(capture.path, capture.views, config.ignore, config.outside)))
     capture, notes = _reduced(capture, config.max_side)
     if config.convention != "auto":
         capture = conventions.apply(capture, config.convention)
@@ -286,7 +287,12 @@ def choose_box(capture: Capture, train: Sequence[int], masks: Sequence[np.ndarra
         raise SceneError(f"scene.radius must be positive, found {config.radius}")
     if config.center is not None and config.radius is not None:
         return Box(np.array(config.center), config.radius, "configuration")
-    found = find_box([capture.views[i] for i in train], masks, capture.points, capture.box)
+    try:
+        found = find_box([capture.views[i] for i in train], masks, capture.points, capture.box)
+    except np.linalg.LinAlgError as e:
+        raise SceneError(f"no scene box can be found of these cameras ({e}): set scene.center and scene.radius") from None
+    if not np.isfinite(found.center).all() or not 0 < found.radius < np.inf:
+        raise SceneError(f"no scene box can be found of these cameras ({found.source}): set scene.center and scene.radius")
     if config.center is not None:
         return Box(np.array(config.center), found.radius, f"configuration; radius from {found.source}")
     if config.radius is not None:

@@ -18,7 +18,7 @@ from fastsurf.checkpoint import resume, save_checkpoint
 from fastsurf.color import ColorHead
 from fastsurf.config import ColorConfig, FieldConfig, check, load_config
 from fastsurf.corrections import Corrections, rotations
-from fastsurf.errors import BackendError, ConfigError, UsageError
+from fastsurf.errors import BackendError, ConfigError, SceneError, UsageError
 from fastsurf.formats import load
 from fastsurf.formats.transforms import written
 from fastsurf.hooks import Note
@@ -301,7 +301,7 @@ def test_disturbed_cameras_find_back(tiny, tmp_path):
     config = load_config(None, ["train.cameras=true", "train.steps=250", "mesh.resolution=32", *LIGHT], "idr")
     scene = load_scene(noisy, replace(config.scene, center=tuple(tiny.center), radius=tiny.radius))
     reconstruct(scene, config, run=tmp_path)
-    found = load(tmp_path / "cameras.json").views
+    found = load(tmp_path / "cameras.json", outside=True).views
     assert [view.image for view in found] == [view.image for view in true]
     assert disagreement(found, true, points) < 0.7 * disagreement(noisy.views, true, points)
 
@@ -314,7 +314,9 @@ def test_the_corrected_cameras_can_be_read_back(tmp_path):
     file = tmp_path / "run" / "cameras.json"
     file.parent.mkdir()
     file.write_text(json.dumps(written(capture.views)))
-    again = load(file)
+    with pytest.raises(SceneError, match=r"lies outside .*scene\.outside=true"):
+        load(file)
+    again = load(file, outside=True)
     for ours, theirs in zip(again.views, capture.views, strict=True):
         assert (ours.image.name, ours.camera, ours.split) == (theirs.image.name, theirs.camera, theirs.split)
         np.testing.assert_allclose(ours.c2w, theirs.c2w, atol=1e-12)

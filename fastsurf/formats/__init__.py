@@ -1,6 +1,7 @@
 """From a folder to a Capture, whatever the cameras are written in. Each module converts to our conventions at its border.
 
-A module has `WANTED` (what it looks for, in words), `find(folder)` (the camera file or folder, or None) and `load(scene, found, masks)`.
+A module has `WANTED` (what it looks for, in words), `find(folder)` (the camera file or folder, or None) and
+`load(scene, found, masks, outside)`.
 """
 
 import difflib
@@ -8,6 +9,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 from ..cameras import Capture
 from ..errors import SceneError, UsageError
@@ -22,7 +25,7 @@ class Format(Protocol):
 
     def find(self, folder: Path, /) -> Path | None: ...
 
-    def load(self, scene: Path, found: Path, masks: str, /) -> Capture: ...
+    def load(self, scene: Path, found: Path, masks: str, outside: bool, /) -> Capture: ...
 
 
 FORMATS: dict[str, Format] = {
@@ -31,12 +34,13 @@ FORMATS: dict[str, Format] = {
 }  # fmt: skip # in order of preference where a folder holds several
 
 
-def load(path: Path, format: str | None = None, masks: str = "auto") -> Capture:
+def load(path: Path, format: str | None = None, masks: str = "auto", outside: bool = False) -> Capture:
     """Read photographs and cameras of a folder, or of the camera file that `path` names.
 
     Args:
         format: one of FORMATS; None: the first that is found.
         masks: auto (those found), ignore, or a folder of masks.
+        outside: photographs may lie outside the folder, where its files name them or its links lead.
 
     Raises:
         UsageError: an unknown format.
@@ -50,12 +54,13 @@ def load(path: Path, format: str | None = None, masks: str = "auto") -> Capture:
     if not path.exists():
         raise SceneError(f"no such folder: {path}")
     if path.is_file():
-        return _load_file(path, format, masks)
+        return _load_file(path, format, masks, outside)
     found = [format] if format is not None else sniff(path)
     where = FORMATS[found[0]].find(path) if found else None
     if where is None:
         raise SceneError(_nothing_found(path, [format] if format is not None else list(FORMATS)))
-    capture = FORMATS[found[0]].load(path, where, masks)
+    with np.errstate(all="ignore"):  # what is not finite is refused
+        capture = FORMATS[found[0]].load(path, where, masks, outside)
     if len(found) > 1:
         others = f"took {found[0]}; the folder also holds {', '.join(found[1:])} (--format picks one)"
         capture = replace(capture, notes=(others, *capture.notes))
@@ -67,13 +72,14 @@ def sniff(path: Path) -> list[str]:
     return [name for name in FORMATS if FORMATS[name].find(path) is not None]
 
 
-def _load_file(file: Path, format: str | None, masks: str) -> Capture:
+def _load_file(file: Path, format: str | None, masks: str, outside: bool) -> Capture:
     """Cameras from a file that the user picked."""
     suffixes = {".json": "transforms", ".npz": "idr", ".npy": "llff", ".txt": "middlebury"}
     format = format or suffixes.get(file.suffix)
     if format is None or format not in suffixes.values():
         raise SceneError(f"{file}: want a folder of photographs with cameras, or a camera file ({', '.join(suffixes)})")
-    return FORMATS[format].load(file.parent, file, masks)
+    with np.errstate(all="ignore"):
+        return FORMATS[format].load(file.parent, file, masks, outside)
 
 
 def _nothing_found(path: Path, formats: list[str]) -> str:

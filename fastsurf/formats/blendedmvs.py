@@ -10,7 +10,8 @@ import numpy as np
 
 from ..cameras import Capture, View
 from ..errors import SceneError
-from .checks import find_image, finish, from_world_to_camera, guess_stated_size, image_size, note_missing, numbers, pinhole, read_text
+from ..guard import read_text
+from .checks import find_image, finish, from_world_to_camera, guess_stated_size, image_size, note_missing, numbers, pinhole
 
 WANTED = "cams/*_cam.txt"
 IMAGE_FOLDERS = ("blended_images", "images", "image")
@@ -21,12 +22,12 @@ def find(folder: Path) -> Path | None:
     return folder / "cams" if any(folder.glob("cams/*_cam.txt")) else None
 
 
-def load(scene: Path, cams: Path, masks: str) -> Capture:
+def load(scene: Path, cams: Path, masks: str, outside: bool) -> Capture:
     """Read every camera file; the photograph has its number."""
     root = next((scene / name for name in IMAGE_FOLDERS if (scene / name).is_dir()), scene)
     files = sorted(cams.glob("*_cam.txt"))
     images = [find_image(root / file.name.removesuffix("_cam.txt")) for file in files]
-    notes = note_missing(images, scene)
+    notes = note_missing(images, scene, outside)
     views = []
     for file, image in zip(files, images, strict=True):
         if not image.is_file():
@@ -35,7 +36,7 @@ def load(scene: Path, cams: Path, masks: str) -> Capture:
         width, height = image_size(image)
         camera = pinhole(K, *guess_stated_size((K[0, 2], K[1, 2]), width, height, image.name), image.name)
         views.append(View(image.name, image, None, camera, from_world_to_camera(w2c[:3, :3], w2c[:3, 3])))
-    return finish(scene, "blendedmvs", views, masks, notes=notes)
+    return finish(scene, "blendedmvs", views, masks, notes=notes, outside=outside)
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -4,25 +4,29 @@ A loader states views as its files do (sizes, poses, masks where the format name
 exist, fits intrinsics to their real size, validates poses and finds the masks.
 """
 
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ..cameras import Camera, Capture, View, rescale
-from ..errors import SceneError
+from ..errors import SceneError, one_line
+from ..guard import LONGEST_NAME, MOST_NUMBER, picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".ppm")
 ROTATION_NOISE = 1e-3  # largest entry of |R R^T - I| that counts as rounding
 SIZE_NOISE = 2.0  # pixels that a resized photograph's aspect may be off by
+COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # to a terminal; others only look odd
 OPAQUE_SAMPLE = 8  # photographs whose alpha channel is decoded to see whether it is more than opaque
 
 
 def finish(path: Path, format: str, views: Sequence[View], masks: str, *, points: np.ndarray | None = None,
            sightings: np.ndarray | None = None, box: tuple[np.ndarray, float] | None = None, masks_in_order: bool = False,
-           notes: Iterable[str] = ()) -> Capture:  # fmt: skip
+           notes: Iterable[str] = (), outside: bool = False) -> Capture:  # fmt: skip
     """Check what a loader found and complete it.
 
     Args:
@@ -30,12 +34,15 @@ def finish(path: Path, format: str, views: Sequence[View], masks: str, *, points
         views: with the cameras and image sizes that the files state.
         masks: auto, ignore or a folder.
         masks_in_order: masks with other names than the photographs belong to them in sorted order.
+        outside: masks that were found may lie outside the folder.
 
     Raises:
         SceneError: photographs that are missing or of another shape than the cameras, poses that are no rigid motions, ...
     """
     if len(views) < 2:
         raise SceneError(f"{path}: want photographs from several sides, found {len(views)}; a surface needs at least two")
+    for view in views:
+        check_name(view.name)
     views = [replace(view, c2w=_rigid(view)) for view in views]
     left = [view for view in views if np.linalg.det(view.c2w[:, :3]) < 0]  # all of them: how poses are read may differ (conventions.py)
     if 0 < len(left) < len(views):
@@ -43,18 +50,85 @@ def finish(path: Path, format: str, views: Sequence[View], masks: str, *, points
     if np.ptp([view.center for view in views], axis=0).max() == 0:
         raise SceneError(f"{path}: all {len(views)} cameras stand on one point, which shows no depth; want different viewpoints")
     views, size_notes = _fit_sizes(path, views)
-    views, alpha, mask_notes = _find_masks(path, views, masks, masks_in_order)
-    return Capture(path, format, tuple(views), points, sightings, box, alpha, (*notes, *size_notes, *mask_notes))
+    views, alpha, mask_notes = _find_masks(path, views, masks, masks_in_order, outside)
+    points, sightings, far = (points, sightings, 0) if points is None else _near(points, sightings)
+    far_notes = [f"left out {far} sparse points that are not finite or further than {MOST_NUMBER:g} away"] if far else []
+    said = tuple(map(one_line, (*notes, *size_notes, *mask_notes, *far_notes)))
+    return Capture(path, format, tuple(views), points, sightings, box, alpha, said)
 
 
-def note_missing(images: Sequence[Path], path: Path) -> list[str]:
+def check_name(name: str) -> None:
+    """Refuse a file's name that no file has in earnest: with line breaks or what a terminal would obey, or too long for any system.
+
+    Raises:
+        SceneError: such a name.
+    """
+    obeyed = COMMANDS.search(name) is not None
+    longest = 0 if obeyed else max(len(os.fsencode(part)) for part in name.split("/"))
+    if obeyed or longest > LONGEST_NAME[0] or len(os.fsencode(name)) > LONGEST_NAME[1]:
+        raise SceneError(f"photograph {name[:80]!r}: want a name of printable characters that a file can have; rename it")
+
+
+def named(home: Path, name: str, outside: bool) -> Path:
+    """The file that a camera file names, counted from the folder `home`.
+
+    Args:
+        outside: it may lie elsewhere.
+
+    Raises:
+        SceneError: it does, and may not; or no file has such a name.
+    """
+    check_name(name)
+    if not outside:
+        climbs = os.path.normpath(PurePosixPath(name)).split(os.sep)[0] == ".."
+        if climbs or name.startswith("/") or re.match("[A-Za-z]:", name):
+            raise _left(name, home)
+    return home / name
+
+
+def keep_inside(files: Iterable[Path], home: Path, outside: bool) -> None:
+    """Refuse files that links lead out of the folder `home`.
+
+    Raises:
+        SceneError: naming the first.
+    """
+    real = home.resolve()
+    for file in () if outside else files:
+        try:
+            left = not file.resolve().is_relative_to(real)
+        except RuntimeError:  # links in a circle
+            left = True
+        if left:
+            raise _left(str(file), home)
+
+
+def _left(name: str, home: Path) -> SceneError:
+    return SceneError(f"{name} lies outside {home}: move it there, or, if you know who made this scene, --set scene.outside=true")
+
+
+def _near(points: np.ndarray, sightings: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """The points (n, 3) that can be reckoned with, the sightings of those, and how many can't."""
+    good = (np.abs(points) < MOST_NUMBER).all(1)  # False for NaN
+    if good.all():
+        return points, sightings, 0
+    if sightings is not None:
+        kept = sightings[good[sightings[:, 1]]]
+        sightings = np.stack([kept[:, 0], (np.cumsum(good) - 1)[kept[:, 1]]], -1)
+    return points[good], sightings, int(np.sum(~good))
+
+
+def note_missing(images: Sequence[Path], path: Path, outside: bool = False) -> list[str]:
     """What to say about photographs that the cameras name and that are not there; the loader leaves them out.
 
     Camera files often still name a few photographs that were sorted out (instant-ngp's own example does).
 
+    Args:
+        path: the folder that they must lie in, unless `outside`.
+
     Raises:
-        SceneError: most are missing, so this is the wrong folder.
+        SceneError: most are missing, so this is the wrong folder; or one lies elsewhere.
     """
+    keep_inside(images, path, outside)
     missing = [image for image in images if not image.is_file()]
     if not missing:
         return []
@@ -90,28 +164,26 @@ def find_image(stem: Path) -> Path:
     return stem
 
 
-def image_folder(path: Path, count: int) -> tuple[Path, list[Path]]:
+def image_folder(path: Path, count: int, outside: bool) -> tuple[Path, list[Path]]:
     """The folder under `path` that holds photographs for cameras in sorted order: the one with `count` of them, else the first with any.
 
     Raises:
-        SceneError: no photographs at all.
+        SceneError: no photographs at all, or one lies outside `path`, unless it may.
     """
     found = [(folder, images_in(folder)) for folder in (path / "image", path / "images", path / "rgb", path)]
     found = [(folder, images) for folder, images in found if images]
     if not found:
         raise SceneError(f"{path}: found cameras but no photographs; looked in image, images, rgb and the folder itself")
-    return next(((folder, images) for folder, images in found if len(images) == count), found[0])
+    folder, images = next(((folder, images) for folder, images in found if len(images) == count), found[0])
+    keep_inside(images, path, outside)
+    return folder, images
 
 
 def image_size(file: Path) -> tuple[int, int]:
     """Width and height in pixels, from the header alone and without EXIF rotation, as COLMAP and Pillow see it."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as e:
-        raise SceneError(f"{file}: can't be read as an image ({e})") from None
+    with picture(file) as image:
+        width, height = image.size
+    return width, height
 
 
 def numbers(text: str, file: Path) -> list[float]:
@@ -126,18 +198,6 @@ def numbers(text: str, file: Path) -> list[float]:
         raise SceneError(f"{file}: want numbers, {e}") from None
 
 
-def read_text(file: Path) -> str:
-    """The text of a camera file.
-
-    Raises:
-        SceneError: unreadable or not text.
-    """
-    try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError) as e:
-        raise SceneError(f"{file}: can't be read as text ({e})") from None
-
-
 def from_world_to_camera(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
     """c2w (3, 4) of x_cam = R x + t."""
     return np.concatenate([rotation.T, -(rotation.T @ translation).reshape(3, 1)], axis=1)
@@ -149,6 +209,8 @@ def pinhole(K: np.ndarray, width: int, height: int, name: str) -> Camera:
     Raises:
         SceneError: skew that moves pixels by more than half, which no camera model here has.
     """
+    if not np.isfinite(K).all() or not (np.diag(K) > 0).all():
+        raise SceneError(f"camera of {name}: want a finite calibration with positive focal lengths, found {np.diag(K)[:2].tolist()}")
     if abs(K[0, 1]) * height / (2 * K[1, 1]) > 0.5:
         raise SceneError(f"camera of {name}: skew of {K[0, 1]:.4g} can't be represented; want rectangular pixels")
     return Camera("PINHOLE", width, height, (float(K[0, 0]), float(K[1, 1]), float(K[0, 2]), float(K[1, 2])))
@@ -162,6 +224,8 @@ def guess_stated_size(principal: tuple[float, float], width: int, height: int, n
         SceneError: intrinsics are for another size that can't be guessed.
     """
     ratios = np.array([2 * principal[0] / width, 2 * principal[1] / height])
+    if not np.abs(ratios).max() < MOST_NUMBER:
+        raise SceneError(f"camera of {name}: want a finite principal point, found {principal}")
     factor = int(np.rint(ratios.mean()))
     same = ratios.min() > 0 and ratios.max() / ratios.min() < 1.15
     if not same or 2 / 3 < ratios.mean() < 1.5:
@@ -181,6 +245,8 @@ def _rigid(view: View) -> np.ndarray:
         raise SceneError(f"pose of {view.name}: want 3x4 or 4x4 numbers, found {'x'.join(map(str, c2w.shape))}")
     if not np.isfinite(c2w).all():
         raise SceneError(f"pose of {view.name} is not finite; want real numbers")
+    if np.abs(c2w).max() > MOST_NUMBER:
+        raise SceneError(f"pose of {view.name} has the number {np.abs(c2w).max():g}; want at most {MOST_NUMBER:g}")
     R = c2w[:3, :3]
     error = np.abs(R @ R.T - np.eye(3)).max()
     if error > ROTATION_NOISE:
@@ -212,7 +278,7 @@ def _fit_sizes(path: Path, views: Sequence[View]) -> tuple[list[View], list[str]
     return fitted, notes
 
 
-def _find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool) -> tuple[list[View], bool, list[str]]:
+def _find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool, outside: bool) -> tuple[list[View], bool, list[str]]:
     """Views with their masks, whether alpha channels are the masks instead, and notes."""
     bare = [replace(view, mask=None) for view in views]
     if masks == "ignore":
@@ -221,13 +287,15 @@ def _find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool) -
         folder = next((f for f in (Path(masks), path / masks) if f.is_dir()), None)
         if folder is None:
             raise SceneError(f"masks: want auto, ignore or a folder, found {masks!r}, which is no folder")
-        return _masks_from(folder, bare, in_order, explicit=True), False, []
+        return _masks_from(folder, bare, in_order, explicit=True, outside=outside), False, []
     if any(view.mask for view in views):
         files = [view.mask or Path(f"{view.name} (no mask named)") for view in views]
         require(files, "mask", path)
+        keep_inside(files, path, outside)
         return _same_shape(views), False, []
     for folder in (path / "mask", path / "masks"):
-        if folder.is_dir() and (masked := _masks_from(folder, bare, in_order, explicit=False)):
+        if folder.is_dir() and (masked := _masks_from(folder, bare, in_order, explicit=False, outside=outside)):
+            keep_inside([folder], path, outside)
             return masked, False, []
     if not all(_has_alpha(view.image) for view in views):
         return bare, False, []
@@ -237,12 +305,13 @@ def _find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool) -
     return bare, False, ["the photographs' alpha channel is opaque everywhere and no mask"]
 
 
-def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
+def find_ignored(path: Path, views: Sequence[View], where: str, outside: bool = False) -> list[View]:
     """Views with the pictures that say which of their pixels to leave out: those of a folder, named as the photographs, or instant-ngp's
     dynamic_mask_NAME.png beside them. A photograph without one is whole.
 
     Args:
         where: auto (the folder `ignore`, then instant-ngp's), none or a folder.
+        outside: links may lead out of that folder.
 
     Raises:
         SceneError: no such folder, nothing in it that belongs to these photographs, or a picture of another shape than its photograph.
@@ -266,11 +335,12 @@ def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
     views = [replace(view, ignore=file or view.ignore) for view, file in zip(views, found, strict=True)]
     for view in views:
         if view.ignore is not None:
+            keep_inside([view.ignore], folder if folder.is_dir() else path, outside)
             _check_shape("picture of what to ignore", view.ignore, view.camera)
     return views
 
 
-def _masks_from(folder: Path, views: Sequence[View], in_order: bool, explicit: bool) -> list[View]:
+def _masks_from(folder: Path, views: Sequence[View], in_order: bool, explicit: bool, outside: bool) -> list[View]:
     """Masks of a folder by stem, by whole name with another extension behind, or in order; empty when none belongs to these views."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     by_name = {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
@@ -286,6 +356,7 @@ def _masks_from(folder: Path, views: Sequence[View], in_order: bool, explicit: b
     mask, uses = Counter(found).most_common(1)[0]
     if uses > 1:
         raise SceneError(f"{mask} would be the mask of {uses} photographs with the same stem; want masks in sub-folders as the photographs")
+    keep_inside([file for file in found if file is not None], folder, outside)
     return _same_shape([replace(view, mask=mask) for view, mask in zip(views, found, strict=True)])
 
 
@@ -313,17 +384,12 @@ def _check_shape(what: str, file: Path, camera: Camera) -> None:
 
 
 def _has_alpha(file: Path) -> bool:
-    from PIL import Image
-
-    with Image.open(file) as image:
-        return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    with picture(file) as image:
+        alpha: bool = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    return alpha
 
 
 def _is_transparent(file: Path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
-    except OSError as e:
-        raise SceneError(f"{file}: can't be read as an image ({e})") from None
+    with picture(file) as image:
+        opaque = image.convert("RGBA").getchannel("A").getextrema() == (255, 255)
+    return not opaque

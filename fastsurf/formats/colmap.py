@@ -1,20 +1,22 @@
 """COLMAP sparse models, binary and text: sparse/0, sparse, colmap/sparse/0, dense/sparse, or the files themselves.
 
 World to camera (quaternion w first, translation), OpenCV axes, pixel centres at half integers; any of COLMAP's camera models.
-pycolmap reads them; `read_model` does without it where there is no wheel.
+Not by pycolmap: of a points3D.bin that was cut off it asks for more memory than there is, or returns what was never in it.
 """
 
 import os
 import struct
 from dataclasses import dataclass
 from itertools import zip_longest
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 
-from ..cameras import Camera, Capture, View, load_pycolmap
+from ..cameras import Camera, Capture, View
 from ..errors import SceneError
-from .checks import finish, from_world_to_camera, note_missing, read_text
+from ..guard import read_text
+from .checks import finish, from_world_to_camera, named, note_missing
 
 WANTED = "sparse/0/images.bin or .txt (also sparse, colmap/sparse/0, dense/sparse, or the model's files themselves)"
 ROOTS = ("sparse", "colmap/sparse", "dense/sparse", "dense/0/sparse", "")
@@ -45,16 +47,19 @@ def find(folder: Path) -> Path | None:
     return models[0] if models else None
 
 
-def load(scene: Path, folder: Path, masks: str) -> Capture:
+def load(scene: Path, folder: Path, masks: str, outside: bool) -> Capture:
     """Read the model in `folder`; photographs are looked for beside it, up to `scene` and at least two folders up."""
     model = read(folder)
     if not model.images:
         raise SceneError(f"{folder}: the model has no images with a pose; want a finished reconstruction")
     names = sorted(model.images)
+    for name in names:
+        named(scene, name, outside)
     root = _image_root(folder, scene, names)
     if scene == folder:
         scene = root.parent if root.name in IMAGE_FOLDERS else root
-    notes = note_missing([root / name for name in names], scene)
+    home = scene if root.is_relative_to(os.path.abspath(scene)) else root
+    notes = note_missing([root / name for name in names], home, outside)
     views = [View(name, root / name, None, *model.images[name]) for name in names if (root / name).is_file()]
     siblings = _models(folder.parent) if folder.name.isdigit() else []
     if len(siblings) > 1:
@@ -63,34 +68,11 @@ def load(scene: Path, folder: Path, masks: str) -> Capture:
     points = model.points if len(model.points) else None
     rows = [np.stack([np.full_like(seen, i), seen], -1) for i, view in enumerate(views) if len(seen := model.seen[view.name])]
     sightings = np.concatenate(rows) if rows else None
-    return finish(scene, "colmap", views, masks, points=points, sightings=sightings, notes=notes)
+    return finish(scene, "colmap", views, masks, points=points, sightings=sightings, notes=notes, outside=outside)
 
 
 def read(folder: Path) -> Model:
-    """The model in a folder, by pycolmap or without it.
-
-    Raises:
-        SceneError: unreadable.
-    """
-    pycolmap = load_pycolmap()
-    if pycolmap is None:
-        return read_model(folder)
-    try:
-        found = pycolmap.Reconstruction(str(folder))
-    except (ValueError, RuntimeError, IndexError, OSError) as e:
-        raise SceneError(f"{folder}: not readable as a COLMAP model ({str(e).strip()})") from None
-    cameras = {i: Camera(c.model.name, c.width, c.height, tuple(map(float, c.params))) for i, c in found.cameras.items()}
-    posed = [image for image in found.images.values() if image.has_pose]
-    images = {image.name: (cameras[image.camera_id], image.cam_from_world().inverse().matrix()) for image in posed}
-    ids = np.array(sorted(found.points3D), np.int64)
-    points = np.array([found.points3D[i].xyz for i in ids]).reshape(-1, 3)
-    trusted = np.array([len(p.track.elements) >= LEAST_TRACK and p.error <= MOST_ERROR for _, p in sorted(found.points3D.items())], bool)
-    observed = {image.name: np.array([o.point3D_id for o in image.points2D if o.has_point3D()], np.int64) for image in posed}
-    return Model(images, points, {name: _trusted(seen, ids, trusted) for name, seen in observed.items()})
-
-
-def read_model(folder: Path) -> Model:
-    """The model in a folder without pycolmap.
+    """The model in a folder; points in the order of their numbers.
 
     Raises:
         SceneError: unreadable.
@@ -102,7 +84,7 @@ def read_model(folder: Path) -> Model:
         ids, points, trusted = _points_bin(folder / "points3D.bin") if binary else _points_txt(folder / "points3D.txt")
         images = {name: (cameras[camera], from_world_to_camera(_rotation(pose[:4]), pose[4:])) for name, camera, pose, _ in found}
         seen = {name: _trusted(observed, ids, trusted) for name, _, _, observed in found}
-    except (OSError, KeyError, IndexError, ValueError, struct.error) as e:
+    except (OSError, KeyError, IndexError, ValueError, OverflowError, struct.error) as e:
         raise SceneError(f"{folder}: not readable as a COLMAP model ({type(e).__name__}: {e})") from None
     return Model(images, points, seen)
 
@@ -131,7 +113,7 @@ def _count(model: Path) -> int:
             with open(model / "images.bin", "rb") as file:
                 return int(struct.unpack("<Q", file.read(8))[0])
         return len(_data_lines(model / "images.txt")) // 2
-    except struct.error:
+    except (struct.error, SceneError):
         return 0
 
 
@@ -149,7 +131,10 @@ def _image_root(model: Path, scene: Path, names: list[str]) -> Path:
 
 
 def _rotation(quaternion: np.ndarray) -> np.ndarray:
-    w, x, y, z = quaternion / np.linalg.norm(quaternion)
+    length = np.linalg.norm(quaternion)
+    if not 1e-6 < length < 1e6:
+        raise ValueError(f"a quaternion of length {length:g}")
+    w, x, y, z = quaternion / length
     return np.array([
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
@@ -222,16 +207,16 @@ def _images_bin(file: Path) -> list[tuple[str, int, np.ndarray, np.ndarray]]:
 def _points_bin(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `_points_txt`."""
     data = file.read_bytes() if file.is_file() else bytes(8)
-    ids, points, trusted = np.empty(_number(data), np.int64), np.empty((_number(data), 3)), np.empty(_number(data), bool)
+    rows = []
     at = 8
-    for i in range(len(points)):
-        ids[i] = struct.unpack_from("<q", data, at)[0]
-        points[i] = struct.unpack_from("<3d", data, at + 8)
+    for _ in range(_number(data)):
+        i, x, y, z = struct.unpack_from("<q3d", data, at)
         error, n = struct.unpack_from("<dQ", data, at + 35)  # after colour
-        trusted[i] = n >= LEAST_TRACK and error <= MOST_ERROR
+        rows.append((i, (x, y, z), n >= LEAST_TRACK and error <= MOST_ERROR))
         at += 51 + 8 * n  # image and observation of each track element
-    order = np.argsort(ids)
-    return ids[order], points[order], trusted[order]
+    rows.sort(key=itemgetter(0))
+    ids, points, trusted = ([row[k] for row in rows] for k in range(3))
+    return np.array(ids, np.int64), np.array(points, np.float64).reshape(-1, 3), np.array(trusted, bool)
 
 
 def _seen(observed: np.ndarray) -> np.ndarray:

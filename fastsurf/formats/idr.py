@@ -11,12 +11,12 @@ The dialect's [-1, 1] spans the image from edge to edge, which leaves nothing to
 
 import re
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from ..cameras import Camera, Capture, View, shift_centers
 from ..errors import SceneError
+from ..guard import MOST_NUMBER, read_arrays
 from .checks import finish, from_world_to_camera, guess_stated_size, image_folder, image_size, pinhole
 
 WANTED = "cameras_sphere.npz or cameras.npz"
@@ -29,16 +29,16 @@ def find(folder: Path) -> Path | None:
     return next((file for file in known if file.is_file()), None)
 
 
-def load(scene: Path, file: Path, masks: str) -> Capture:
+def load(scene: Path, file: Path, masks: str, outside: bool) -> Capture:
     """Read the cameras; photographs in image/ belong to them in sorted order."""
     matrices = _read(file)
-    indices = sorted(int(key[10:]) for key in matrices if re.fullmatch(r"world_mat_\d+", key))
+    indices = sorted(int(key[10:]) for key in matrices if re.fullmatch("world_mat_(0|[1-9][0-9]{0,8})", key))
     if not indices:
         raise SceneError(f"{file}: want world_mat_0, world_mat_1, ...; found {', '.join(sorted(matrices)[:4]) or 'nothing'}")
-    root, images = image_folder(scene, len(indices))
+    root, images = image_folder(scene, len(indices), outside)
     notes = []
     if len(images) != len(indices):
-        numbered = [int(image.stem) if image.stem.isdigit() else -1 for image in images]
+        numbered = [int(image.stem) if re.fullmatch("[0-9]{1,9}", image.stem) else -1 for image in images]
         if not set(numbered) <= set(indices):
             raise SceneError(f"{scene}: {len(indices)} cameras in {file.name} but {len(images)} photographs in {root}; want one for each")
         notes.append(f"{len(images)} photographs for {len(indices)} cameras, matched by number")
@@ -56,7 +56,7 @@ def load(scene: Path, file: Path, masks: str) -> Capture:
         depths = [(box[0] - view.center) @ view.c2w[:, 2] for view in views]
         if np.max(depths) <= 0:
             raise SceneError(f"{file}: the scene lies behind every camera, so the projections are left-handed; want OpenCV axes")
-    return finish(scene, "idr", views, masks, box=box, masks_in_order=True, notes=notes)
+    return finish(scene, "idr", views, masks, box=box, masks_in_order=True, notes=notes, outside=outside)
 
 
 def decompose(P: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +64,7 @@ def decompose(P: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
 
     P and -P are the same projection; the sign with det R = +1 is taken.
     """
-    if not np.isfinite(P).all() or abs(np.linalg.det(P[:, :3])) < 1e-12 * np.abs(P[:, :3]).max() ** 3:
+    if not np.isfinite(P).all() or not abs(np.linalg.det(P[:, :3])) > 1e-12 * np.abs(P[:, :3]).max() ** 3:
         raise SceneError(f"world_mat of {name} is not finite or singular; want a projection K [R|t]")
     P = P * np.sign(np.linalg.det(P[:, :3]))
     q, r = np.linalg.qr(P[::-1, :3].T)  # rows in reverse order turn QR into RQ
@@ -113,12 +113,13 @@ def _unit_sphere(matrices: dict[str, np.ndarray], indices: list[int], file: Path
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            matrices = {key: np.asarray(archive[key], dtype=np.float64) for key in archive.files}
-    except (OSError, ValueError, BadZipFile) as e:
-        raise SceneError(f"{file}: not readable as npz ({e})") from None
+    matrices = {key: matrix.astype(np.float64) for key, matrix in read_arrays(file).items()}
     for key, matrix in matrices.items():
-        if re.fullmatch(r"(world|scale|camera)_mat_\d+", key) and matrix.shape not in ((4, 4), (3, 4), (3, 3)):
+        if not re.fullmatch(r"(world|scale|camera)_mat_[0-9]{1,9}", key):
+            continue
+        least = {"w": (3, 4), "s": (3, 4), "c": (3, 3)}[key[0]]
+        if matrix.ndim != 2 or max(matrix.shape) > 4 or not (matrix.shape[0] >= least[0] and matrix.shape[1] >= least[1]):
             raise SceneError(f"{file}: {key} wants 4x4 numbers, found {'x'.join(map(str, matrix.shape))}")
+        if np.isfinite(matrix).all() and np.abs(matrix).max() > MOST_NUMBER:
+            raise SceneError(f"{file}: {key} has the number {np.abs(matrix).max():g}; want at most {MOST_NUMBER:g}")
     return matrices

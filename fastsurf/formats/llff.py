@@ -10,6 +10,7 @@ import numpy as np
 
 from ..cameras import Camera, Capture, View
 from ..errors import SceneError
+from ..guard import MOST_SIDE, read_arrays
 from .checks import finish, image_folder
 
 WANTED = "poses_bounds.npy"
@@ -21,24 +22,21 @@ def find(folder: Path) -> Path | None:
     return next((file for file in known if file.is_file()), None)
 
 
-def load(scene: Path, file: Path, masks: str) -> Capture:
+def load(scene: Path, file: Path, masks: str, outside: bool) -> Capture:
     """Read the poses; photographs belong to them in sorted order."""
-    try:
-        rows = np.asarray(np.load(file, allow_pickle=False), dtype=np.float64)
-    except (OSError, ValueError, EOFError) as e:
-        raise SceneError(f"{file}: not readable as npy ({e})") from None
+    rows = next(iter(read_arrays(file).values())).astype(np.float64)
     if rows.ndim != 2 or rows.shape[1] != 17:
         raise SceneError(f"{file}: want rows of 17 numbers, found {'x'.join(map(str, rows.shape))}")
-    root, images = image_folder(scene, len(rows))
+    root, images = image_folder(scene, len(rows), outside)
     if len(images) != len(rows):
         raise SceneError(f"{scene}: {len(rows)} poses in {file.name} but {len(images)} photographs in {root}; want one for each")
     views = []
     for row, image in zip(rows, images, strict=True):
         down, right, back, center, (height, width, focal) = row[:15].reshape(3, 5).T
-        if not np.isfinite([height, width, focal]).all() or min(height, width) < 1:
+        if not np.isfinite([height, width, focal]).all() or not 1 <= min(height, width) <= max(height, width) <= MOST_SIDE:
             raise SceneError(f"{file}: want height, width and focal length of {image.name}, found {height:g}, {width:g}, {focal:g}")
         w, h = round(width), round(height)
         camera = Camera("PINHOLE", w, h, (float(focal), float(focal), w / 2, h / 2))
         views.append(View(image.name, image, None, camera, np.stack([right, down, -back, center], axis=1)))
     near, far = rows[:, 15].min(), rows[:, 16].max()
-    return finish(scene, "llff", views, masks, notes=[f"depths stated from {near:.4g} to {far:.4g}"])
+    return finish(scene, "llff", views, masks, notes=[f"depths stated from {near:.4g} to {far:.4g}"], outside=outside)

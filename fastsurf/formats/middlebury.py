@@ -11,7 +11,8 @@ import numpy as np
 
 from ..cameras import Capture, View, shift_centers
 from ..errors import SceneError
-from .checks import finish, from_world_to_camera, image_size, note_missing, numbers, pinhole, read_text
+from ..guard import read_text
+from .checks import finish, from_world_to_camera, image_size, named, note_missing, numbers, pinhole
 
 WANTED = "*_par.txt"
 NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
@@ -23,14 +24,16 @@ def find(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("*_par.txt"))), None)
 
 
-def load(scene: Path, file: Path, masks: str) -> Capture:
+def load(scene: Path, file: Path, masks: str, outside: bool) -> Capture:
     """Read the parameter file; photographs lie beside it or in images/."""
     lines = [line.split(maxsplit=1) for line in read_text(file).splitlines() if line.strip()]
     if len(lines) < 2 or len(lines[0]) != 1 or lines[0][0] != str(len(lines) - 1):
         found = " ".join(lines[0])[:40] if lines else "nothing"
         raise SceneError(f"{file}: want the number of images, then a line for each; found {found!r} before {max(len(lines) - 1, 0)} lines")
-    images = [next((f for f in (scene / name, scene / "images" / name) if f.is_file()), scene / name) for name, *_ in lines[1:]]
-    notes = note_missing(images, scene)
+    homes = (scene, scene / "images")
+    places = [[named(home, name, outside) for home in homes] for name, *_ in lines[1:]]
+    images = [next((file for file in files if file.is_file()), files[0]) for files in places]
+    notes = note_missing(images, scene, outside)
     views = []
     for (name, *rest), image in zip(lines[1:], images, strict=True):
         if not image.is_file():
@@ -40,7 +43,7 @@ def load(scene: Path, file: Path, masks: str) -> Capture:
             raise SceneError(f"{file}: {name} wants 21 numbers (K, R, t), found {len(values)}")
         camera = shift_centers(pinhole(values[:9].reshape(3, 3), *image_size(image), name))
         views.append(View(name, image, None, camera, from_world_to_camera(values[9:18].reshape(3, 3), values[18:])))
-    return finish(scene, "middlebury", views, masks, box=_box(scene), notes=notes)
+    return finish(scene, "middlebury", views, masks, box=_box(scene), notes=notes, outside=outside)
 
 
 def _box(folder: Path) -> tuple[np.ndarray, float] | None:

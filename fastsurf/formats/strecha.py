@@ -10,7 +10,8 @@ import numpy as np
 
 from ..cameras import Capture, View, shift_centers
 from ..errors import SceneError
-from .checks import find_image, finish, note_missing, numbers, pinhole, read_text
+from ..guard import MOST_NUMBER, read_text
+from .checks import find_image, finish, note_missing, numbers, pinhole
 
 WANTED = "gt_dense_cameras/*.camera"
 
@@ -21,13 +22,13 @@ def find(folder: Path) -> Path | None:
     return next((f for f in known if f.is_dir() and any(f.glob("*.camera"))), None)
 
 
-def load(scene: Path, cameras: Path, masks: str) -> Capture:
+def load(scene: Path, cameras: Path, masks: str, outside: bool) -> Capture:
     """Read every camera file; the photograph has its name without .camera."""
     root = next((f for f in (scene / "images", scene / "image") if f.is_dir()), cameras)
     views = [_view(file, root) for file in sorted(cameras.glob("*.camera"))]
-    notes = note_missing([view.image for view in views], scene)
+    notes = note_missing([view.image for view in views], scene, outside)
     notes += [f"cameras of {cameras.name}/"]
-    return finish(scene, "strecha", [view for view in views if view.image.is_file()], masks, notes=notes)
+    return finish(scene, "strecha", [view for view in views if view.image.is_file()], masks, notes=notes, outside=outside)
 
 
 def _view(file: Path, root: Path) -> View:
@@ -39,5 +40,7 @@ def _view(file: Path, root: Path) -> View:
     if distortion.any():
         raise SceneError(f"{file}: want undistorted photographs (0 0 0), found distortion {distortion}")
     image = root / name if (root / name).is_file() else find_image((root / name).with_suffix(""))
+    if not np.abs(values).max() <= MOST_NUMBER:
+        raise SceneError(f"{file}: want finite numbers of at most {MOST_NUMBER:g}")
     camera = shift_centers(pinhole(K, round(values[24]), round(values[25]), name))
     return View(image.name, image, None, camera, np.concatenate([R, center.reshape(3, 1)], axis=1))

@@ -4,7 +4,6 @@
 The world is that of `transform_matrix`: an `applied_transform` that nerfstudio noted down has already happened to it.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,9 @@ import numpy as np
 
 from ..cameras import ONE_FOCAL, Camera, Capture, View
 from ..errors import SceneError
+from ..guard import MOST_NUMBER, read_json
 from . import colmap
-from .checks import find_image, finish, image_size, note_missing
+from .checks import find_image, finish, image_size, named, note_missing
 
 WANTED = "transforms.json or transforms_train.json"
 HELD_OUT = ("transforms_test.json", "transforms_val.json")
@@ -33,11 +33,11 @@ def find(folder: Path) -> Path | None:
     return next((file for file in known if file.is_file() and file.name not in HELD_OUT), None)
 
 
-def load(scene: Path, file: Path, masks: str) -> Capture:
+def load(scene: Path, file: Path, masks: str, outside: bool) -> Capture:
     """Read the file, the held-out split beside it, and the points of a COLMAP model beside it if it has the same cameras."""
     tree = _read(file)
-    names = [*tree.get("val_filenames", ()), *tree.get("test_filenames", ())]
-    train = set(tree.get("train_filenames", ()))
+    names = [*_names(file, tree, "val_filenames"), *_names(file, tree, "test_filenames")]
+    train = set(_names(file, tree, "train_filenames"))
     held_out = {name for name in names if name not in train}
     frames = [(tree, frame, "test" if frame["file_path"] in held_out else "train") for frame in tree["frames"]]
     notes = []
@@ -48,13 +48,13 @@ def load(scene: Path, file: Path, masks: str) -> Capture:
             frames += [(test_tree, frame, "test") for frame in test_tree["frames"]]
         if (scene / "transforms.json").is_file():
             notes.append("took transforms_train.json, not transforms.json beside it")
-    images = [find_image(scene / _path(frame["file_path"])) for _, frame, _ in frames]
-    notes += note_missing(images, scene)
-    views = [_view(scene, {**top, **frame}, image, split)
+    images = [find_image(named(scene, _posix(frame["file_path"]), outside)) for _, frame, _ in frames]
+    notes += note_missing(images, scene, outside)
+    views = [_view(scene, {**top, **frame}, image, split, outside)
              for (top, frame, split), image in zip(frames, images, strict=True) if image.is_file()]  # fmt: skip
     if "applied_transform" in tree:
         notes.append("applied_transform: the mesh is in the frame of transform_matrix, not in the one before that transform")
-    return finish(scene, "transforms", views, masks, points=_sparse_points(scene, tree, views), notes=notes)
+    return finish(scene, "transforms", views, masks, points=_sparse_points(scene, tree, views), notes=notes, outside=outside)
 
 
 def written(views: Sequence[View]) -> dict[str, Any]:
@@ -76,33 +76,45 @@ def written(views: Sequence[View]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-        raise SceneError(f"{file}: not readable as JSON ({e})") from None
+    tree = read_json(file)
     frames = tree.get("frames") if isinstance(tree, dict) else None
     if not isinstance(frames, list) or not frames:
         raise SceneError(f"{file}: want a list of frames, found {'none' if not frames else type(frames).__name__}")
     for i, frame in enumerate(frames):
         if not isinstance(frame, dict) or "file_path" not in frame or "transform_matrix" not in frame:
-            raise SceneError(f"{file}: frame {i} wants file_path and transform_matrix, found {', '.join(frame) or 'nothing'}")
+            found = ", ".join(frame) if isinstance(frame, dict) else f"a {type(frame).__name__}"
+            raise SceneError(f"{file}: frame {i} wants file_path and transform_matrix, found {found or 'nothing'}")
+        if not isinstance(frame["file_path"], str) or not isinstance(frame.get("mask_path") or "", str):
+            raise SceneError(f"{file}: frame {i} wants paths as text, found {frame['file_path']!r} and {frame.get('mask_path')!r}")
     return dict(tree)
 
 
-def _path(value: Any) -> Path:
-    return Path(str(value).replace("\\", "/"))
+def _names(file: Path, tree: Mapping[str, Any], key: str) -> list[str]:
+    """The names that the file lists under a key, if any."""
+    names = tree.get(key, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SceneError(f"{file}: want a list of names under {key}")
+    return names
 
 
-def _view(scene: Path, values: Mapping[str, Any], image: Path, split: str) -> View:
-    """A frame, given its keys with the file's where it has none of its own."""
-    name = (_path(values["file_path"]).parent / image.name).as_posix()
+def _posix(path: str) -> str:
+    return path.replace("\\", "/")
+
+
+def _matrix(rows: Any, what: str) -> np.ndarray:
     try:
-        c2w = np.array(values["transform_matrix"], dtype=np.float64)
-    except (TypeError, ValueError):
-        raise SceneError(f"transform_matrix of {name}: want 4x4 numbers") from None
+        return np.array(rows, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise SceneError(f"{what}: want 4x4 numbers") from None
+
+
+def _view(scene: Path, values: Mapping[str, Any], image: Path, split: str, outside: bool) -> View:
+    """A frame, given its keys with the file's where it has none of its own."""
+    name = (Path(_posix(values["file_path"])).parent / image.name).as_posix()
+    c2w = _matrix(values["transform_matrix"], f"transform_matrix of {name}")
     if c2w.shape in ((3, 4), (4, 4)):
         c2w = c2w[:3] * [1, -1, -1, 1]  # OpenGL's y up, z backwards to OpenCV's y down, z forward
-    mask = find_image(scene / _path(values["mask_path"])) if values.get("mask_path") else None
+    mask = find_image(named(scene, _posix(values["mask_path"]), outside)) if values.get("mask_path") else None
     return View(name, image, mask, _camera(values, image, name), c2w, split)
 
 
@@ -117,7 +129,9 @@ def _sparse_points(scene: Path, tree: Mapping[str, Any], views: Sequence[View]) 
     common = sorted(here.keys() & there.keys())
     if len(common) < 3 or not len(model.points):
         return None
-    transform = np.array(tree.get("applied_transform", np.eye(4)[:3]), dtype=np.float64)
+    transform = _matrix(tree.get("applied_transform", np.eye(4)[:3]), "applied_transform")
+    if transform.shape not in ((3, 4), (4, 4)):
+        raise SceneError(f"applied_transform: want 3x4 numbers, found {'x'.join(map(str, transform.shape))}")
     centers = np.array([here[name] for name in common])
     moved = np.array([there[name] for name in common]) @ transform[:3, :3].T + transform[:3, 3]
     if np.abs(moved - centers).max() > SAME_PLACE * np.ptp(centers, axis=0).max():
@@ -134,17 +148,17 @@ def _camera(values: Mapping[str, Any], image: Path, name: str) -> Camera:
     if "fl_x" in values:
         fx = _number(values, "fl_x")
     elif "camera_angle_x" in values:
-        fx = 0.5 * w / math.tan(0.5 * _number(values, "camera_angle_x"))
+        fx = _focal(w, values, "camera_angle_x")
     else:
         raise SceneError(f"camera of {name}: want fl_x or camera_angle_x, found {', '.join(k for k in values if k != 'frames')}")
     if "fl_y" in values:
         fy = _number(values, "fl_y")
     elif "camera_angle_y" in values and "fl_x" not in values:
-        fy = 0.5 * h / math.tan(0.5 * _number(values, "camera_angle_y"))
+        fy = _focal(h, values, "camera_angle_y")
     else:
         fy = fx
     K = (fx, fy, _number(values, "cx", w / 2), _number(values, "cy", h / 2))
-    if "distortion_params" in values and "k1" not in values:
+    if isinstance(values.get("distortion_params"), list) and "k1" not in values:
         values = {**values, **dict(zip(("k1", "k2", "k3", "k4", "p1", "p2"), values["distortion_params"], strict=False))}
     k1, k2, k3, k4, p1, p2 = (_number(values, key, 0.0) for key in ("k1", "k2", "k3", "k4", "p1", "p2"))
     model = str(values.get("camera_model", "")).upper()
@@ -160,8 +174,16 @@ def _camera(values: Mapping[str, Any], image: Path, name: str) -> Camera:
     return Camera("PINHOLE", w, h, K)
 
 
+def _focal(side: int, values: Mapping[str, Any], key: str) -> float:
+    """Focal length in pixels of an angle of view across `side` pixels."""
+    angle = _number(values, key)
+    if not 0 < angle < math.pi:
+        raise SceneError(f"{key}: want an angle between 0 and pi, found {angle:g}")
+    return 0.5 * side / math.tan(0.5 * angle)
+
+
 def _number(values: Mapping[str, Any], key: str, default: float | None = None) -> float:
     value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MOST_NUMBER:
         raise SceneError(f"{key}: want a finite number, found {value!r}")
     return float(value)
