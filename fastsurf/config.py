@@ -106,7 +106,7 @@ class LossConfig:
     plain_colors: float = 0.8  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
     transient: float = 0.0  # patches of photographs off by so many times the median pull half as much: passers-by; 0: all alike
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
-    points: float = 0.01  # cross-entropy of the occupancy at sparse points and on the way to them, without masks
+    points: float = 0.02  # cross-entropy of the occupancy at sparse points and on the way to them, without masks
     smooth: float = 0.005  # difference of normals at the surface and close to it
     smooth_distance: float = 0.01  # how close, scene units
     eikonal: float = 0.0  # squared deviation of a distance field's slope from 1; of the method idr

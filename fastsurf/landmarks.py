@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .cameras import Capture, rescale
 from .child import ChildError, python_at_work
+from .guard import read_arrays
 from .rays import intersect_box
 
 A_STEP = 64  # landmarks that a training step looks at
@@ -25,9 +26,8 @@ INSIDE = 0.98  # of the scene box that landmarks count in
 FEWEST = 100
 ON_SURFACE = 0.5  # the occupancy there
 NEIGHBOURS = 8  # of each photograph that it is compared with
-FEATURES = 2048  # of a photograph, at most
-SIDES = (1000, 700)  # pixels of the larger side that features are looked for at; up to SMALL, they are doubled
-SMALL = 640  # pixels up to which photographs are doubled for SIFT; larger ones gave twice the features so, and poses no better (fox)
+FEATURES = 4096  # of a photograph, at most
+SIZES = ((1000, True), (1000, False), (700, False))  # pixels of the larger side that features are looked for at, and whether it is doubled
 SECONDS = 0.4e-6  # that a photograph takes per pixel: features on two cores, and its share of the matching
 SHARE = 0.25  # of the time there is that they may take
 
@@ -86,14 +86,13 @@ def landmarks_of(
     return Landmarks(*(torch.from_numpy(a).float() for a in (to_scene(points)[kept[:, 1]], origins[kept[:, 0]])))
 
 
-def side_for(shapes: Sequence[tuple[int, int]], seconds: float) -> int | None:
-    """Pixels of the larger side that photographs of these heights and widths are reduced to, so that a share of the time will do; None
-    where it won't."""
-    for side in SIDES:
-        doubled = 4 if max(max(shape) for shape in shapes) <= SMALL else 1
-        pixels = sum(doubled * h * w * min(1.0, side / max(h, w)) ** 2 for h, w in shapes)
-        if SECONDS * pixels <= SHARE * seconds:
-            return side
+def size_for(shapes: Sequence[tuple[int, int]], seconds: float) -> tuple[int, bool] | None:
+    """The first of SIZES at which features of photographs of these heights and widths take but a share of the time; None where all take
+    longer."""
+    for side, doubled in SIZES:
+        pixels = sum(h * w * min(1.0, side / max(h, w)) ** 2 for h, w in shapes)
+        if SECONDS * pixels * (4 if doubled else 1) <= SHARE * seconds:
+            return side, doubled
     return None
 
 
@@ -112,13 +111,14 @@ def neighbours(centers: np.ndarray, forward: np.ndarray, middle: np.ndarray) -> 
 
 
 def triangulate(
-    capture: Capture, images: Sequence[Tensor], train: Sequence[int], middle: np.ndarray, side: int, work: Path, *, seed: int, threads: int,
-    on_progress: Callable[[float, str], None],
+    capture: Capture, images: Sequence[Tensor], train: Sequence[int], middle: np.ndarray, size: tuple[int, bool], work: Path, *,
+    seed: int, threads: int, on_progress: Callable[[float, str], None],
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Points (n, 3) in the world, made of the photographs `train`, and sightings (m, 2) as `landmarks_of` takes them.
 
     Args:
         images: (h, w, 3) uint8 of every view.
+        size: see `size_for`.
         work: a folder for what is needed on the way, which is removed.
 
     Raises:
@@ -132,7 +132,7 @@ def triangulate(
     try:
         for i in train:
             image, camera = Image.fromarray(images[i].numpy()), capture.views[i].camera
-            scale = min(1.0, side / max(image.size))
+            scale = min(1.0, size[0] / max(image.size))
             if scale < 1.0:
                 image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BOX)
             image.save(work / "images" / f"{i}.png", compress_level=1)
@@ -143,7 +143,8 @@ def triangulate(
         pairs = neighbours(np.stack([v.center for v in views]), np.stack([v.c2w[:, 2] for v in views]), middle)
         job = {
             "scene": str(work.resolve()), "known": cameras, "wanted": [[f"{train[i]}.png", f"{train[j]}.png"] for i, j in pairs],
-            "points": str(work.resolve() / "points.npz"), "threads": threads, "max_side": side, "features": FEATURES, "seed": seed,
+            "points": str(work.resolve() / "points.npz"), "threads": threads, "max_side": size[0],
+            "doubled": size[1], "features": FEATURES, "seed": seed,
         }  # fmt: skip
         log = work / "colmap.log"
         with python_at_work(["-P", "-m", "fastsurf.sfm"], json.dumps(job), log, "COLMAP", OMP_NUM_THREADS="1") as lines:
@@ -157,7 +158,7 @@ def triangulate(
                     stage = "matching"
                 else:
                     on_progress(answer["done"] / max(answer["of"], 1), f"{stage} {answer['done']:,} of {answer['of']:,}")
-        with np.load(work / "points.npz") as found:
-            return found["points"], np.stack([np.array(train)[found["sightings"][:, 0]], found["sightings"][:, 1]], -1)
+        found = read_arrays(work / "points.npz", ChildError)
+        return found["points"], np.stack([np.array(train)[found["sightings"][:, 0]], found["sightings"][:, 1]], -1)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -29,15 +29,16 @@ from .child import ChildError
 from .config import Config, check, to_toml
 from .doctor import findings
 from .encoding import stable_finest
-from .errors import MeshError, ResourceError, SceneError, UsageError, lacks_memory
+from .errors import CheckpointError, MeshError, ResourceError, SceneError, UsageError, lacks_memory
 from .export import Surface, paint, record, scale_factor
 from .export import write as write_out
 from .extraction import BATCH
 from .files import check_writable, sweep, whole, write_whole
 from .formats.transforms import written
+from .guard import read_arrays
 from .hooks import Control, Event, Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
 from .info import suggested_resolution
-from .landmarks import side_for, triangulate
+from .landmarks import size_for, triangulate
 from .locks import locked
 from .memory import in_parts
 from .mesh import Mesh, clean, extract
@@ -246,22 +247,22 @@ def find_landmarks(scene: Scene, config: Config, backend: Backend, run: Path, go
     """Sparse points for a scene without masks that brings none, in a share of the time there is, where its method uses them."""
     kept, t = run / POINTS, config.train
     if go_on and kept.is_file():
-        with np.load(kept) as found:
-            scene.add_landmarks(found["points"], found["sightings"])
+        found = read_arrays(kept, CheckpointError)
+        scene.add_landmarks(found["points"], found["sightings"])
     wanted = "points" in METHODS[config.method].losses and config.loss.points > 0 and config.scene.points == "auto"
     if go_on or not wanted or scene.masks is not None or scene.capture.sightings is not None or load_pycolmap() is None:
         return
     kept.unlink(missing_ok=True)
     device = backend.device.type
     seconds = t.steps * STEP_TAKES[device] if t.steps is not None else 60.0 * (t.minutes or DEFAULT_MINUTES[device])
-    side = side_for([scene.shapes[i] for i in scene.train], seconds)
-    if side is None:
+    size = size_for([scene.shapes[i] for i in scene.train], seconds)
+    if size is None:
         events(Note("no time for sparse points, which make scenes without masks much better: give more --minutes"))
         return
     threads = config.threads or os.cpu_count() or 1
     try:
         points, sightings = triangulate(
-            scene.capture, scene.images, scene.train, scene.center, side, run / f".{POINTS}", seed=t.seed, threads=threads,
+            scene.capture, scene.images, scene.train, scene.center, size, run / f".{POINTS}", seed=t.seed, threads=threads,
             on_progress=lambda done, what: events(MeshProgress(done, what)),
         )  # fmt: skip
         with whole(kept) as file:

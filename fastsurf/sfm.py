@@ -30,7 +30,6 @@ import pycolmap
 
 from .footage import lens, names_in, up_in_picture
 from .formats.colmap import LEAST_TRACK, MOST_ERROR
-from .landmarks import SMALL
 
 T = TypeVar("T")
 Say = Callable[[dict[str, Any]], None]
@@ -41,6 +40,7 @@ ALL_PAIRS = 80  # photographs up to which all pairs are compared
 ALIKE, NEIGHBOURS = 25, 5  # beyond: of each photograph those that look most alike, and the next by name
 OVERLAP, ALIKE_IN_SEQUENCE = 10, 5  # of pictures in sequence; those that look alike close loops
 WORDS, SAMPLE = 32, 20_000  # of the vocabulary that likeness is measured by, and descriptors that it is made from
+SMALL = 640  # pixels up to which photographs are doubled for SIFT; larger ones gave twice the features so, and poses no better (fox)
 DISTORTED = 20  # photographs that a camera needs for four distortion parameters; one where it has fewer
 FITTING = 15  # matches that agree with one motion, for a pair to count
 SMALLEST_MODEL, MOST_MODELS = 3, 5
@@ -53,7 +53,7 @@ def run(job: dict[str, Any], say: Say, token: Any) -> None:
 
     Args:
         job: scene, model, pairs, cameras, max_side, features, seed, threads; with known cameras (landmarks.py) known, wanted (pairs of
-            names) and points (a file to write) for model, pairs and cameras.
+            names), doubled and points (a file to write) for model, pairs and cameras.
         say: takes the answers.
         token: pycolmap's CancellationToken.
     """
@@ -90,7 +90,8 @@ def _features(job: dict[str, Any], images: Path, database: Path, names: list[str
     options = pycolmap.FeatureExtractionOptions()
     options.max_image_size, options.num_threads = job["max_side"], job["threads"]
     options.sift.max_num_features = job["features"]
-    options.sift.first_octave = -1 if min(job["max_side"], *(max(lens(images / name)[:2]) for name in names)) <= SMALL else 0
+    small = min(job["max_side"], *(max(lens(images / name)[:2]) for name in names)) <= SMALL
+    options.sift.first_octave = -1 if job.get("doubled", small) else 0
     for portion, done in _portions(todo, max(2, job["threads"])):
         say({"done": len(names) - len(todo) + done, "of": len(names)})
         pycolmap.extract_features(database, images, portion, extraction_options=options, cancellation_token=token)

@@ -15,10 +15,11 @@ from fastsurf.cameras import Capture, project
 from fastsurf.child import ChildError
 from fastsurf.config import SceneConfig, load_config
 from fastsurf.hooks import Note, PhaseDone
-from fastsurf.landmarks import A_STEP, BEFORE, FEWEST, MARGIN, Landmarks, landmarks_of, neighbours, side_for, triangulate
+from fastsurf.landmarks import A_STEP, BEFORE, FEWEST, MARGIN, Landmarks, landmarks_of, neighbours, size_for, triangulate
 from fastsurf.losses import points_loss
 from fastsurf.scene import load_scene
 
+SIZE = (1000, True)
 SMALL = [
     "train.steps=12", "train.rays=64", "field.levels=4", "field.log2_entries=10", "field.width=16", "color.width=16", "grid.resolution=16",
     "grid.steps=32", "mesh.resolution=24", "mesh.min_component=0", "scene.radius=0.9", "scene.center=[0.6,0.6,0.6]",
@@ -37,7 +38,7 @@ def made(walk, tmp_path_factory):
     """Points (n, 3) and sightings made of all photographs but the first."""
     pytest.importorskip("pycolmap")  # no wheel for some systems
     scene, told = load_scene(walk, SceneConfig(center=(0.6, 0.6, 0.6), radius=0.9)), []
-    found = triangulate(walk, scene.images, range(1, 8), scene.center, 1000, tmp_path_factory.mktemp("work") / "w", seed=0, threads=1,
+    found = triangulate(walk, scene.images, range(1, 8), scene.center, SIZE, tmp_path_factory.mktemp("work") / "w", seed=0, threads=1,
                         on_progress=lambda done, what: told.append((done, what)))  # fmt: skip
     assert {what.split()[0] for _, what in told} == {"features", "matching"} and all(0 <= done <= 1 for done, _ in told)
     return found
@@ -108,8 +109,8 @@ def test_photographs_are_compared_with_those_from_nearly_the_same_side():
 
 def test_photographs_are_reduced_where_time_is_short():
     shapes = [(1000, 1500)] * 50
-    sides = [side_for(shapes, seconds) for seconds in (math.inf, 300, 40, 1)]
-    assert sides[0] == sides[1] == 1000 and sides[2] == 700 and sides[3] is None
+    sizes = [size_for(shapes, seconds) for seconds in (math.inf, 100, 40, 1)]
+    assert sizes == [(1000, True), (1000, False), (700, False), None]
 
 
 def test_points_lie_on_the_walls_and_where_photographs_saw_them(walk, made):
@@ -124,7 +125,7 @@ def test_points_lie_on_the_walls_and_where_photographs_saw_them(walk, made):
 
 def test_the_same_bits_again(walk, made, tmp_path):
     scene = load_scene(walk, SceneConfig(center=(0.6, 0.6, 0.6), radius=0.9))
-    again = triangulate(walk, scene.images, range(1, 8), scene.center, 1000, tmp_path / "w", seed=0, threads=2, on_progress=lambda *_: None)
+    again = triangulate(walk, scene.images, range(1, 8), scene.center, SIZE, tmp_path / "w", seed=0, threads=2, on_progress=lambda *_: None)
     assert all(np.array_equal(a, b) for a, b in zip(made, again, strict=True)) and not (tmp_path / "w").exists()
 
 
