@@ -109,7 +109,7 @@ def test_photographs_are_compared_with_those_from_nearly_the_same_side():
 
 def test_photographs_are_reduced_where_time_is_short():
     shapes = [(1000, 1500)] * 50
-    sizes = [size_for(shapes, seconds) for seconds in (math.inf, 100, 40, 1)]
+    sizes = [size_for(shapes, seconds) for seconds in (math.inf, 80, 55, 1)]
     assert sizes == [(1000, True), (1000, False), (700, False), None]
 
 
