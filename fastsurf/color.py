@@ -23,7 +23,6 @@ class ColorHead(nn.Module):
 
     def __init__(self, config: ColorConfig, generator: torch.Generator):
         super().__init__()
-        self.direction = config.direction
         parts = [part.strip() for part in config.inputs.split(",")]
         self.used = {OTHER_NAMES.get(part, part) for part in parts}
         if not self.used <= set(WIDTHS):
@@ -33,20 +32,12 @@ class ColorHead(nn.Module):
 
     def forward(self, x: Tensor, sample: FieldSample, directions: Tensor, appearance: Tensor | None, backend: Backend) -> Tensor:
         """Colours (n, 3) in [0, 1] of points x seen along unit directions, both (n, 3), in photographs of these embeddings (n, a)."""
-        if self.direction != "view":
-            directions = reflect(directions, sample.normal if self.direction == "reflected-learn" else sample.normal.detach())
         values = {"d": spherical_harmonics(directions), "h": sample.feature, "n": sample.normal, "x": x}
         parts = [values[key] if key in self.used else x.new_zeros(len(x), width) for key, width in WIDTHS.items()]
         if appearance is not None:
             parts.append(appearance)
         inputs = torch.cat([*parts, x.new_zeros(len(x), IN - sum(part.shape[1] for part in parts))], dim=1)
         return torch.sigmoid(backend.mlp(inputs, list(self.weights))[:, :3])
-
-
-def reflect(d: Tensor, n: Tensor) -> Tensor:
-    """Towards where a mirror with unit normals n shows what is seen along unit directions d; all (n, 3) (Ref-NeRF, Verbin et al. 2022,
-    equation 4: 2 (n . v) n - v with v = -d)."""
-    return d - 2.0 * (n * d).sum(-1, keepdim=True) * n
 
 
 def spherical_harmonics(d: Tensor) -> Tensor:

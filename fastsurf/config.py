@@ -69,7 +69,6 @@ class ColorConfig:
     width: int = 64
     hidden: int = 2
     inputs: str = "x,n,h,d"  # which of position, normal, feature, direction it sees
-    direction: str = "view"  # what d is: view | reflected at the normal | reflected-learn, where colours blame the normal through it too
     appearance: int = 0  # numbers learned for each photograph that say how it was taken; colours see them, geometry doesn't
 
 
@@ -204,7 +203,6 @@ CHOICES = {
     "backend": ("auto", "triton", "cuda", "native", "reference"),
     "precision": ("exact", "fast"),
     "field.encoding": ("hash", "frequency", "none"),
-    "color.direction": ("view", "reflected", "reflected-learn"),
     "scene.points": ("auto", "ignore"),
     "scene.convention": (
         "format", "auto",

@@ -127,5 +127,4 @@ class Model(nn.Module):
         weights = field.weights()
         return Parameters(
             field.table, field.levels, *weights, list(self.head.weights), self.head.used, field.config.prior_radius, sharpness,
-            self.head.direction == "reflected",
         )  # fmt: skip

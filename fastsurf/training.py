@@ -60,9 +60,7 @@ class Training:
         self.besides = 0.0  # seconds of `train.minutes` that are kept for reading and meshing
         self.squared_error = 1.0  # running mean, per channel
         self.learn: Callable[[], Tensor] | None = None  # `learn(self)`, or a recording of it
-        in_menu = self.config.color.direction != "reflected-learn"
-        fused = model.method.fused and in_menu
-        self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) and fused else None  # None: by autograd
+        self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) and model.method.fused else None  # None: by autograd
         self.forecast = Forecast()
         self.note = ""  # for the user, once training has begun
 

@@ -1,11 +1,10 @@
-from dataclasses import replace
 
 import pytest
 import torch
 from solids import parallel_rays
 
 from fastsurf.backends.reference import ReferenceBackend
-from fastsurf.color import ColorHead, reflect, spherical_harmonics
+from fastsurf.color import ColorHead, spherical_harmonics
 from fastsurf.config import ColorConfig, FieldConfig
 from fastsurf.errors import ConfigError
 from fastsurf.field import FieldSample, OccupancyField
@@ -105,30 +104,6 @@ def test_the_colour_head_sees_only_its_inputs(inputs):
     }
     for key, value in changed.items():
         assert torch.equal(value, base) == (key not in inputs.split(","))
-
-
-def test_a_mirror_turns_the_normal_component_of_a_direction_alone():
-    g = torch.Generator().manual_seed(0)
-    d, n = torch.nn.functional.normalize(torch.randn(2, 50, 3, generator=g, dtype=torch.float64), dim=2)
-    r = reflect(d, n)
-    torch.testing.assert_close((r * n).sum(1), -(d * n).sum(1))
-    torch.testing.assert_close(torch.linalg.cross(r, n), torch.linalg.cross(d, n))
-    torch.testing.assert_close(reflect(-n, n), n)
-
-
-@pytest.mark.parametrize("direction", ["view", "reflected", "reflected-learn"])
-def test_the_colour_head_can_see_the_reflected_direction(direction):
-    config = ColorConfig(inputs="h,d", direction=direction)
-    head = ColorHead(config, torch.Generator().manual_seed(0))
-    twin = ColorHead(replace(config, direction="view"), torch.Generator().manual_seed(0))
-    g = torch.Generator().manual_seed(1)
-    d, n = torch.nn.functional.normalize(torch.randn(2, 8, 3, generator=g), dim=2)
-    n.requires_grad_()
-    sample = FieldSample(d[:, 0], torch.randn(8, 15, generator=g), n)
-    rgb = head(d, sample, d, None, BACKEND)
-    assert torch.equal(rgb, twin(d, sample, d if direction == "view" else reflect(d, n), None, BACKEND))
-    (d_n,) = torch.autograd.grad(rgb.sum(), n, materialize_grads=True)
-    assert bool(d_n.any()) == (direction == "reflected-learn")
 
 
 def test_an_unknown_colour_input_is_refused():

@@ -83,7 +83,7 @@ class Problem:
         table, w1, w2, *weights = (torch.full_like(p, 7.0) for p in (field.table, field.w1, field.w2, *head.weights))
         gradients, sharpness = Gradients(table, w1, w2, weights), float(self.model.sharpness)
         used = field.table, field.levels, *field.weights(), list(head.weights), head.used, field.config.prior_radius
-        parameters = Parameters(*used, sharpness, head.direction == "reflected")
+        parameters = Parameters(*used, sharpness)
         learned = backend.train_step(self.look, parameters, gradients)
         embedded = []
         if learned.appearance is not None:
@@ -161,17 +161,6 @@ def test_rays_that_count_for_less(fast):
     problem.look = replace(problem.look, huber=0.0)
     loss = problem.fused(fast)[0]
     torch.testing.assert_close(problem.errors.abs().sum(1).mean(), loss)
-
-
-@pytest.mark.parametrize("inputs", ["x,n,h,d", "h,d", "x,h"])
-@pytest.mark.parametrize("seed", [14, 15])
-def test_reflected_direction(fast, inputs, seed):
-    problem = Problem(seed, 300, 24, 20, "color.direction=reflected", f"color.inputs={inputs}")
-    problem.look = replace(problem.look, mask=None)
-    found = problem.fused(fast)
-    assert_near(found, problem.by_autograd(REFERENCE, torch.float64), 1e-5)
-    problem.model.head.direction = "view"
-    assert torch.equal(found[0], problem.fused(fast)[0]) == ("d" not in inputs)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +281,7 @@ def test_wrong_shapes_are_refused(fast):
     "background, sets",
     [
         ("random", []), ("model", []), ("model", ["color.appearance=4"]),
-        ("random", ["color.direction=reflected", "loss.huber=0.1", "train.seed=1"]),  # no ReLU flips there
+        ("random", ["loss.huber=0.1", "train.seed=1"]),
     ],
 )
 def test_a_step_learns_what_autograd_learns(tiny, fast, background, sets):
@@ -312,12 +301,6 @@ def test_a_step_learns_what_autograd_learns(tiny, fast, background, sets):
             p.grad = None
     assert_near(*seen, 1e-4)
     assert seen[0][0].shape == (6,) and seen[0][0][-2] > 0.1  # color, mask, smooth, mse, hit, flaw
-
-
-def test_what_the_fused_step_lacks_goes_by_autograd(tiny, fast):
-    config = load_config(None, [*SMALL, "train.rays=50", "grid.steps=64", "color.direction=reflected-learn"])
-    run = Training(tiny, Model(config, fast, "random"), fast)
-    assert run.fused is None and learn(run).isfinite().all()
 
 
 def test_the_reference_goes_by_autograd(tiny):

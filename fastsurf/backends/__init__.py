@@ -134,7 +134,6 @@ class Parameters:
     inputs: set[str]  # of the head that are not zero: d, h, n, x
     prior_radius: float
     sharpness: float
-    reflected: bool = False  # the head sees the direction reflected at the normal, which isn't blamed for that
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class _Step(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("samples", "cells")),
         *((name, ctypes.c_float) for name in ("prior_radius", "sharpness", "least_weight")),
         *((f"{name}_weight", ctypes.c_float) for name in ("color", "mask", "smooth", "points")),
-        *((name, ctypes.c_int32) for name in ("inputs", "reflected")),
+        ("inputs", ctypes.c_int32),
         ("huber", ctypes.c_float),
         ("outlier", ctypes.c_float),
         ("plain_colors", ctypes.c_int32),
@@ -277,7 +277,7 @@ class NativeBackend:
         step = _Step(
             *(None if a is None else a.data_ptr() for a in held), n, look.pairs.shape[1], len(look.known), look.t.shape[1], cells,
             p.prior_radius, p.sharpness, look.least_weight, *look.weights, sum(1 << "dhnx".index(key) for key in p.inputs),
-            p.reflected, look.huber, look.outlier, look.plain_colors,
+            look.huber, look.outlier, look.plain_colors,
             *(None if a is None else a.data_ptr() for a in (embedded, trust)), dimensions,
         )  # fmt: skip
         d_embedded = None if embedded is None else torch.empty_like(embedded)

@@ -31,7 +31,7 @@ class DensityField(nn.Module):
         super().__init__()
         self.net = OccupancyField(config.field, generator)
         self.gain, self.surface = config.field.sharpness, math.log(config.field.density_level)
-        self.colored_by_normal = "n" in config.color.inputs or config.color.direction != "view"
+        self.colored_by_normal = "n" in config.color.inputs
 
     @property
     def levels(self) -> Sequence[Level]:

@@ -102,7 +102,6 @@ struct Step {
   float least_weight;                            // lighter samples have no colour
   float color_weight, mask_weight, smooth_weight, points_weight;  // of the losses
   int32_t inputs;                                // of the head that are in use, bits: harmonics, features, n, p
-  int32_t reflected;                             // harmonics of d - 2 (n . d) n instead of d; n isn't blamed for that
   float huber;                                   // colours off by less are blamed in proportion; 0: all alike
   float outlier;                                 // rays off by this are blamed a quarter as much as others
   int32_t plain_colors;                          // 1: colours, but not weights, are blamed as if there were no outliers

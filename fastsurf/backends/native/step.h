@@ -11,7 +11,6 @@ constexpr int MOST_RAYS = 64;                     // of a tile
 constexpr float LEAST_OPACITY = 1e-4f, DEEP = 4.0f;  // of the mask loss (losses.py)
 constexpr int HARMONICS = 16;
 enum Input { DIRECTION = 1, FEATURE = 2, NORMAL = 4, POSITION = 8 };
-INLINE bool sees_normals(const Step& step) { return step.inputs & NORMAL || (step.inputs & DIRECTION && step.reflected); }
 
 // Real spherical harmonics up to degree 3 of a unit direction, as color.py has them.
 void spherical_harmonics(const float* d, float* y) {
@@ -200,19 +199,13 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
 void head_inputs(const StepWork& work, const StepTile& t, int from, int to, int64_t ray) {
   const float* direction = work.step.rays_d + 3 * ray;
   const int row = work.head.p[0], features = work.field.outputs - 1, inputs = work.step.inputs;
-  const bool reflected = work.step.reflected && inputs & DIRECTION;
   float harmonics[HARMONICS];
-  if (!reflected) spherical_harmonics(direction, harmonics);
+  spherical_harmonics(direction, harmonics);
   for (int r = from; r < to; r++) {
     float* in = t.in + r * row;
     const int i = t.bright[r];
     const float* feature = t.field.out + r * work.field.op + 1;
     fill_zero(in, size_t(row));
-    if (reflected) {
-      const float *n = t.normal + 3 * i, twice = 2.0f * (n[0] * direction[0] + n[1] * direction[1] + n[2] * direction[2]);
-      const float r[3] = {direction[0] - twice * n[0], direction[1] - twice * n[1], direction[2] - twice * n[2]};
-      spherical_harmonics(r, harmonics);
-    }
     if (inputs & DIRECTION)
       for (int k = 0; k < HARMONICS; k++) in[k] = harmonics[k];
     in += HARMONICS;
@@ -277,7 +270,7 @@ void ray_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t en
   const Chosen chosen{t.bright, bright};
   gather_rows(f.z, chosen, w.hp, f.z_chosen);
   gemm<PLAIN>(bright, w.op, w.hidden, f.z_chosen, w.hp, 1, w.w2t, w.op, f.out, w.op);
-  if (sees_normals(work.step)) find_normals(work, t, rows, &chosen, packed);
+  if (work.step.inputs & NORMAL) find_normals(work, t, rows, &chosen, packed);
   for (int64_t ray = first; ray < end; ray++) {
     const int from = lit[ray - first], to = lit[ray - first + 1];
     if (from < to) head_inputs(work, t, from, to, ray);
@@ -424,7 +417,7 @@ void train_step(const Grid& grid, const Net& net, const int32_t* widths, int lay
   samples_in_use(step, threads, in_use, count);
   plan.fill(count, step.n, step.n_known, step.n_pairs, most);
   const size_t packed = size_t(plan.packed);
-  const int64_t slopes_from = sees_normals(step) ? 0 : plan.without_pairs;
+  const int64_t slopes_from = step.inputs & NORMAL ? 0 : plan.without_pairs;
   float *x = arena.take(3 * packed), *q = arena.take(3 * packed), *g_h = arena.take(packed * w.ep), *u = arena.take(packed * w.ep);
   float* jacobian = arena.take((packed - size_t(slopes_from)) * 3 * w.width);
   float* d_appearance = step.dimensions ? result.d_appearance : nullptr;
