@@ -77,12 +77,12 @@ def _choices(name: str, metavar: str) -> tuple[str, ...]:
     if name == "config":
         return tuple(sorted({file.stem for file in PRESETS.glob("*.toml")} - set(CHOICES["method"])))
     if name == "set":
-        return tuple(f"{key}=" for key in _keys())
+        return tuple(f"{key}=" for key in keys())
     return tuple(word for word in metavar.split("|") if re.fullmatch(r"[a-z][-a-z0-9_]*", word))
 
 
-def _keys() -> Iterator[str]:
-    """Of every setting."""
+def keys() -> Iterator[str]:
+    """Every setting, as --set names it."""
     for f in fields(Config):
         section = getattr(Config(), f.name)
         yield from (f"{f.name}.{key.name}" for key in fields(section)) if is_dataclass(section) else (f.name,)
