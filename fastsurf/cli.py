@@ -25,7 +25,7 @@ from .errors import FastsurfError, UsageError
 if TYPE_CHECKING:
     from .hooks import Control, Event, Hook
     from .mesh import Mesh
-    from .options import Batch, Compare, Demo, Eval, Info, MeshAgain, Outputs, Poses, Reconstruct, Render
+    from .options import Batch, Compare, Completion, Demo, Eval, Info, MeshAgain, Outputs, Poses, Reconstruct, Render
     from .output import Output
     from .solidity import Report
 
@@ -48,8 +48,9 @@ Photographs in, a solid coloured surface mesh out.
   compare SCENE --gt MESH       several methods for the same time each: one table, one picture
   batch SCENES -o DIR           many scenes, on one machine or on a cluster
   demo                          photographs made of a known solid, reconstructed and scored
+  completion bash|zsh|fish      a script that completes all this in your shell
 
-  fastsurf VERB --help          the options of a verb
+  fastsurf VERB --help          the options of a verb, and an example
   fastsurf --version
   --debug                       with any verb: show where an error came from
 
@@ -186,12 +187,14 @@ def _run(args: list[str], interrupt: Interrupt, kept: Kept) -> int:
             return batch(wanted, interrupt)
         case o.Demo() as wanted:
             return demo(wanted, interrupt, kept)
+        case o.Completion() as wanted:
+            return completion(wanted)
     raise AssertionError(verb)
 
 
 def _verb(args: list[str]) -> tuple[str, list[str]]:
     """The verb and what follows it; a path or an option in its place means reconstruct."""
-    verbs = ("info", "poses", "reconstruct", "mesh", "render", "eval", "compare", "batch", "demo")
+    verbs = ("info", "poses", "reconstruct", "mesh", "render", "eval", "compare", "batch", "demo", "completion")
     first = args[0]
     if first in verbs:
         return first, args[1:]
@@ -201,23 +204,38 @@ def _verb(args: list[str]) -> tuple[str, list[str]]:
     raise UsageError(f"{first!r} is neither a verb nor a folder; " + (f"did you mean {near[0]}?" if near else f"verbs: {', '.join(verbs)}"))
 
 
+def _kinds() -> dict[str, Any]:
+    """The options of each verb."""
+    from . import options as o
+
+    return {
+        "info": o.Info, "poses": o.Poses, "reconstruct": o.Reconstruct, "mesh": o.MeshAgain, "render": o.Render, "eval": o.Eval,
+        "compare": o.Compare, "batch": o.Batch,
+        "demo": o.Demo,
+        "completion": o.Completion,
+    }  # fmt: skip
+
+
 def _parse(verb: str, args: list[str]) -> Any:
     import tyro
 
     from . import options as o
 
-    kind: Any = {
-        "info": o.Info, "poses": o.Poses, "reconstruct": o.Reconstruct, "mesh": o.MeshAgain, "render": o.Render, "eval": o.Eval,
-        "compare": o.Compare, "batch": o.Batch,
-        "demo": o.Demo,
-    }[verb]  # fmt: skip
+    kind = _kinds()[verb]
     known = ["--help", *o.flags(kind)]
     short = ["-h", *(["-o"] if "--out" in known else [])]
     for flag in (word.partition("=")[0] for word in args if re.match("-[-a-zA-Z]", word)):
         if flag not in [*known, *short]:
             near = difflib.get_close_matches(flag, known, n=1)
             raise UsageError(f"{verb} has no {flag}; " + (f"did you mean {near[0]}?" if near else f"see fastsurf {verb} --help"))
-    parsed, rest = tyro.cli(kind, prog=f"fastsurf {verb}", args=args, return_unknown_args=True, config=(tyro.conf.HelptextFromCommentsOff,))
+    try:
+        parsed, rest = tyro.cli(
+            kind, prog=f"fastsurf {verb}", args=args, return_unknown_args=True, config=(tyro.conf.HelptextFromCommentsOff,)
+        )
+    except SystemExit as e:
+        if not e.code:  # --help
+            print("\n".join(["examples:", *(f"  {example}" for example in o.EXAMPLES[verb])]))
+        raise
     if rest:
         raise UsageError(f"{verb} can't do anything with {rest[0]!r}; see fastsurf {verb} --help")
     o.check_choices(parsed)
@@ -491,6 +509,15 @@ def demo(o: "Demo", interrupt: Interrupt, kept: Kept) -> int:
     if not o.quiet:
         _say([*_table(scores), f"mesh   {out / 'mesh.ply'}", f"look   {out / 'preview.png'}"], _people(o.json))
     return STOPPED if interrupt.count else 0
+
+
+def completion(o: "Completion") -> int:
+    """`fastsurf completion SHELL`."""
+    from .completion import script
+
+    shell = _wanted(o.shell, "completion wants a shell: bash, zsh or fish")
+    print(script(shell, _kinds()), end="")
+    return 0
 
 
 def _explain(error: BaseException) -> int:

@@ -47,18 +47,18 @@ class SceneConfig:
 class FieldConfig:
     """Occupancy field: multiresolution hash encoding and a small MLP."""
 
-    levels: int = 12
+    levels: int = 12  # of the hash grid, each finer than the one before
     encoding: str = "hash"  # hash; idr also has frequency | none: an MLP of position, with its sines and cosines or without
     log2_entries: int = 18  # largest table of one level
-    base_resolution: int = 16
+    base_resolution: int = 16  # cells along the box at the coarsest level
     finest_resolution: int = 0  # cells along the box at the finest level; 0: two per pixel on the object, fewer of few views without masks
-    width: int = 64
+    width: int = 64  # of the MLP's one hidden layer
     first_levels: int = 6  # coarse-to-fine: levels in use at the start
     grow_until: float = 0.4  # progress at which every level is in use
     prior_radius: float = 0.5  # sphere that the untrained field shows
     sharpness: float = 10.0  # logit = sharpness * (g + prior), the least value; nerf: log density = sharpness * g
     sharpness_times_half_width: float = 5.0  # sharpness follows the interval: max(sharpness, this / half width)
-    sharpness_max: float = 400.0
+    sharpness_max: float = 400.0  # and no more than this
     density_level: float = 10.0  # nerf: density of what is meshed, per scene unit (of 5, 10, 20, 50 the best on Nefertiti)
 
 
@@ -66,8 +66,8 @@ class FieldConfig:
 class ColorConfig:
     """Colour head c(x, n, h, d)."""
 
-    width: int = 64
-    hidden: int = 2
+    width: int = 64  # of its hidden layers
+    hidden: int = 2  # layers
     inputs: str = "x,n,h,d"  # which of position, normal, feature, direction it sees
     appearance: int = 0  # numbers learned for each photograph that say how it was taken; colours see them, geometry doesn't
 
@@ -76,12 +76,12 @@ class ColorConfig:
 class GridConfig:
     """Occupancy grid that skips empty space."""
 
-    resolution: int = 96
+    resolution: int = 96  # cells along the box
     update_every: int = 16  # steps
     decay: float = 0.7  # of the running maximum, at each update
     error_budget: float = 1.0 / 255.0  # opacity that all culled samples of a ray may lose together
     steps: int = 256  # marching steps along the box diagonal
-    secant_steps: int = 8
+    secant_steps: int = 8  # that narrow a crossing down
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class SamplingConfig:
 class LossConfig:
     """Weights of the losses; 0 switches one off."""
 
-    color: float = 1.0
+    color: float = 1.0  # of rendered and photographed pixels
     huber: float = 0.0  # colours off by less than this are blamed in proportion (Huber's loss); 0: L1
     outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.15 with masks, else 0
     plain_colors: float = 0.8  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
@@ -119,14 +119,14 @@ class TrainConfig:
     steps: int | None = None  # instead of minutes, where set
     rays: int = 0  # a step; 0: 1024, in runs of half a minute and less 512, on a GPU 4096
     foreground: float = 0.75  # share of rays through masks, where masks exist
-    rate_grid: float = 1e-2
-    rate_mlp: float = 1e-3
+    rate_grid: float = 1e-2  # learning rate of the hash grid's tables
+    rate_mlp: float = 1e-3  # and of all matrices
     warmup: int = 30  # steps
     cameras: bool = False  # learn corrections of the poses too; of the method idr
     rate_cameras: float = 1e-3  # of quaternions and, in scene units, translations
     final_rate: float = 0.2  # of the initial learning rates
     skip_limit: int = 20  # steps in a row, or 1 % of all if that is more, whose numbers may not be finite; then the run stops
-    seed: int = 0
+    seed: int = 0  # of everything random
     save_every: float = 60.0  # seconds between checkpoints
     preview_every: float = 8.0  # seconds between previews
 
@@ -140,7 +140,7 @@ class MeshConfig:
     min_component: float = 0.01  # components with less of the largest one's area are dropped
     fill_cavities: bool = True  # drop inner surfaces that no camera can see
     faces: int = 0  # simplify to about this many; 0: keep all
-    colors: bool = True
+    colors: bool = True  # at the vertices
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ class Config:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     poses: PosesConfig = dataclasses.field(default_factory=PosesConfig)
-    method: str = "unisurf"  # see fastsurf/methods
-    backend: str = "auto"  # auto | triton | cuda | native | reference
+    method: str = "unisurf"  # what the photographs are explained by (docs/methods.md)
+    backend: str = "auto"  # what computes; auto: the first of the others that works here (docs/gpu.md)
     precision: str = "exact"  # exact: float32 throughout | fast: half inputs of matrix products, on a GPU
     threads: int = 0  # CPU threads; 0: all
 

@@ -25,6 +25,7 @@ BareArgument = Annotated[Path | None, Positional, arg(metavar="PHOTOS|VIDEO", he
 SceneArgument = Annotated[Path | None, Positional, arg(metavar="SCENE", help_behavior_hint="")]
 ScenesArgument = Annotated[tuple[Path, ...], Positional, arg(metavar="SCENES", help_behavior_hint="")]
 RunArgument = Annotated[Path | None, Positional, arg(metavar="RUN", help_behavior_hint="")]
+ShellArgument = Annotated[str | None, Positional, arg(metavar="bash|zsh|fish", help_behavior_hint="")]
 MeshFile = Annotated[Path | None, arg(aliases=["-o"], metavar="FILE", help_behavior_hint="")]
 Folder = Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")]
 OutFolder = Annotated[Path | None, arg(aliases=["-o"], metavar="DIR", help_behavior_hint="")]
@@ -36,6 +37,8 @@ Flag = Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")]
 BACKENDS, PRECISIONS, METHODS = CHOICES["backend"], CHOICES["precision"], CHOICES["method"]
 MethodName = Annotated[str | None, arg(metavar="|".join(METHODS), help_behavior_hint="")]
 COLMAP = "colmap"  # among the methods to compare: a mesh that is given
+FORMATS = ("transforms", "colmap", "idr", "blendedmvs", "middlebury", "strecha", "llff")  # as formats/ has them, which is slow to import
+FormatName = Annotated[str | None, arg(metavar="|".join(FORMATS), help_behavior_hint="")]
 BackendName = Annotated[str | None, arg(metavar="|".join(BACKENDS), help_behavior_hint="")]
 PrecisionName = Annotated[str | None, arg(metavar="|".join(PRECISIONS), help_behavior_hint="")]
 Thresholds = Annotated[str | None, arg(metavar="0.5%,1%,...", help_behavior_hint="")]
@@ -46,8 +49,8 @@ Sets = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="SECTION.KEY=VALU
 class Photographs:
     """How the photographs are read."""
 
-    format: Text = None
-    """read the folder as this: transforms, idr, colmap, llff, middlebury, blendedmvs or strecha"""
+    format: FormatName = None
+    """read the folder as this"""
     masks: Annotated[str | None, arg(metavar="auto|ignore|DIR", help_behavior_hint="")] = None
     """use the masks found, none, or those in a folder"""
     holdout: Count = None
@@ -355,10 +358,40 @@ class Demo:
     settings: Annotated[Settings, OmitArgPrefixes, arg(name="")] = field(default_factory=Settings)
 
 
+@dataclass(frozen=True)
+class Completion:
+    """A script that completes verbs, flags and their values in a shell."""
+
+    shell: ShellArgument = None
+    """which shell"""
+
+
+EXAMPLES = {
+    "info": ("fastsurf info photos --sheet sheet.png", "fastsurf info --backends"),
+    "poses": ("fastsurf poses photos -o scene", "fastsurf poses walk.mp4 -o scene --frames 80"),
+    "reconstruct": (
+        "fastsurf reconstruct photos -o mesh.ply",
+        "fastsurf reconstruct photos -o mesh.ply --config scene --minutes 5",
+        "fastsurf reconstruct photos -o mesh.ply --resume",
+    ),
+    "mesh": ("fastsurf mesh mesh.run -o fine.ply --resolution 1024", "fastsurf mesh mesh.run -o small.glb --faces 20000 --texture 2048"),
+    "render": ("fastsurf render mesh.run --views orbit --format mp4 -o turn", "fastsurf render mesh.run --views train --depth"),
+    "eval": ("fastsurf eval mesh.run --gt scan.ply --thresholds 0.5%,1%",),
+    "compare": ("fastsurf compare photos --methods unisurf,nerf --minutes 1",),
+    "batch": ("fastsurf batch scans/* -o meshes --minutes 3", "fastsurf batch scans/* -o meshes --gpus 0,1"),
+    "demo": ("fastsurf demo -o demo",),
+    "completion": (
+        "source <(fastsurf completion bash)",
+        "fastsurf completion zsh > ~/.zfunc/_fastsurf",
+        "fastsurf completion fish > ~/.config/fish/completions/fastsurf.fish",
+    ),
+}  # at the end of each verb's --help
+
+
 def flags(kind: type) -> list[str]:
     """Every --flag of a verb."""
     nested = {"photographs": Photographs, "settings": Settings, "outputs": Outputs}
-    named = [f for f in fields(kind) if f.type not in (BareArgument, SceneArgument, ScenesArgument, RunArgument)]
+    named = [f for f in fields(kind) if f.type not in (BareArgument, SceneArgument, ScenesArgument, RunArgument, ShellArgument)]
     return [flag for f in named for flag in (flags(nested[f.name]) if f.name in nested else [f"--{f.name.replace('_', '-')}"])]
 
 

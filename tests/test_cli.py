@@ -23,7 +23,7 @@ from fastsurf.methods import METHODS
 from fastsurf.options import Photographs, Reconstruct, Settings, configure, flags
 
 PACKAGE = str(Path(fastsurf.__file__).parents[1])
-VERBS = ("info", "poses", "reconstruct", "mesh", "render", "eval", "compare", "batch", "demo")
+VERBS = ("info", "poses", "reconstruct", "mesh", "render", "eval", "compare", "batch", "demo", "completion")
 TINY = [word for setting in SMALL for word in ("--set", setting)] + ["--threads", "1"]
 
 
@@ -282,7 +282,8 @@ def test_the_main_job_from_the_command_line(finished):
     folder, out = finished
     assert {p.name for p in folder.iterdir()} == {"m.ply", "m.run", "log.jsonl"}
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines[-5:]] == ["mesh", "faces", "size", "time", "next"] and str(folder / "m.ply") in lines[-5]
+    assert [line.split()[0] for line in lines[-6:]] == ["mesh", "faces", "size", "solid", "time", "next"]
+    assert str(folder / "m.ply") in lines[-6]
     assert any(line.startswith("train  done in") for line in lines) and "\x1b" not in out
     steps = [r for r in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if r["event"] == "step"]
     assert steps[-1]["step"] == 24

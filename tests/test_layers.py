@@ -9,7 +9,7 @@ import fastsurf
 
 PACKAGE = Path(fastsurf.__file__).parent
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "native" not in p.parent.parts)
-FRONT = {"cli", "options", "attended", "__main__"}  # the command line itself
+FRONT = {"cli", "options", "completion", "attended", "__main__"}  # the command line itself
 RUNS = {"reconstruction", "runs", "demo", "scoring", "compare", "batch", "cluster"}  # the product, made of the core; may use ui's log
 LAZY = {"rich", "tyro", "trimesh", "mcubes", "pycolmap", "scipy", "PIL", "nerfacc", "tinycudann", "ray", "xatlas",
         "manifold3d"}  # fmt: skip # slow to import
