@@ -124,17 +124,17 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
         return
     ours = threading.current_thread() is threading.main_thread()
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if ours else {}
-    try:
-        ray.init(address, log_to_driver=False, logging_level="error", include_dashboard=False if address == "local" else None)
-    except (ConnectionError, ValueError, RuntimeError) as e:
-        raise BackendError(f"no Ray cluster at {address}: {' '.join(str(e).split())}") from None
-    try:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-        with contextlib.redirect_stdout(sys.stderr):  # Ray prints there that a machine is lost, between our JSON lines
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints there that a machine is lost, between our JSON lines
+        try:
+            ray.init(address, log_to_driver=False, logging_level="error", include_dashboard=False if address == "local" else None)
+        except (ConnectionError, ValueError, RuntimeError) as e:
+            raise BackendError(f"no Ray cluster at {address}: {' '.join(str(e).split())}") from None
+        try:
+            for s, handler in before.items():
+                signal.signal(s, handler)
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _work(job: Job, threads: int, board: Any) -> Row:

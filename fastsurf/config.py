@@ -36,7 +36,7 @@ class SceneConfig:
     masks: str = "auto"  # auto: those found, or made where surroundings are black | ignore | a folder of masks
     invert_masks: bool = False  # what is dark in them is the object
     ignore: str = "auto"  # pixels not to learn from, bright in pictures: auto (ignore/NAME.png, dynamic_mask_NAME.png) | none | a folder
-    outside: bool = False  # photographs may lie outside the scene's folder, where its files name them or links lead (docs/safety.md)
+    outside: bool = False  # photographs may lie outside the scene's folder, where its files name them (docs/safety.md)
     background: str = "auto"  # auto: random behind masks, else model | random | white | black | model
     points: str = "auto"  # without masks: auto (sparse points that the scene brings, else made of the photographs) | ignore
     holdout: int = 0  # every n-th view is kept out of training and scored; 0: only what the scene itself holds out

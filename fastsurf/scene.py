@@ -236,7 +236,7 @@ def load_scene(source: str | Path | Capture, config: SceneConfig | None = None, 
     """
     config = config or SceneConfig()
     capture = source if isinstance(source, Capture) else formats.load(Path(source), format, config.masks, config.outside)
-    capture = replace(capture, views=tuple(find_ignored(capture.path, capture.views, config.ignore, config.outside)))
+    capture = replace(capture, views=tuple(find_ignored(capture.path, capture.views, config.ignore)))
     capture, notes = _reduced(capture, config.max_side)
     if config.convention != "auto":
         capture = conventions.apply(capture, config.convention)

@@ -40,7 +40,7 @@ def load(path: Path, format: str | None = None, masks: str = "auto", outside: bo
     Args:
         format: one of FORMATS; None: the first that is found.
         masks: auto (those found), ignore, or a folder of masks.
-        outside: photographs may lie outside the folder, where its files name them or its links lead.
+        outside: photographs may lie outside the folder, where its files name them.
 
     Raises:
         UsageError: an unknown format.

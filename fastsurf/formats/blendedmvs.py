@@ -27,7 +27,7 @@ def load(scene: Path, cams: Path, masks: str, outside: bool) -> Capture:
     root = next((scene / name for name in IMAGE_FOLDERS if (scene / name).is_dir()), scene)
     files = sorted(cams.glob("*_cam.txt"))
     images = [find_image(root / file.name.removesuffix("_cam.txt")) for file in files]
-    notes = note_missing(images, scene, outside)
+    notes = note_missing(images, scene)
     views = []
     for file, image in zip(files, images, strict=True):
         if not image.is_file():
@@ -36,7 +36,7 @@ def load(scene: Path, cams: Path, masks: str, outside: bool) -> Capture:
         width, height = image_size(image)
         camera = pinhole(K, *guess_stated_size((K[0, 2], K[1, 2]), width, height, image.name), image.name)
         views.append(View(image.name, image, None, camera, from_world_to_camera(w2c[:3, :3], w2c[:3, 3])))
-    return finish(scene, "blendedmvs", views, masks, notes=notes, outside=outside)
+    return finish(scene, "blendedmvs", views, masks, notes=notes)
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:

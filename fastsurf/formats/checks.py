@@ -26,7 +26,7 @@ OPAQUE_SAMPLE = 8  # photographs whose alpha channel is decoded to see whether i
 
 def finish(path: Path, format: str, views: Sequence[View], masks: str, *, points: np.ndarray | None = None,
            sightings: np.ndarray | None = None, box: tuple[np.ndarray, float] | None = None, masks_in_order: bool = False,
-           notes: Iterable[str] = (), outside: bool = False) -> Capture:  # fmt: skip
+           notes: Iterable[str] = ()) -> Capture:  # fmt: skip
     """Check what a loader found and complete it.
 
     Args:
@@ -34,7 +34,6 @@ def finish(path: Path, format: str, views: Sequence[View], masks: str, *, points
         views: with the cameras and image sizes that the files state.
         masks: auto, ignore or a folder.
         masks_in_order: masks with other names than the photographs belong to them in sorted order.
-        outside: masks that were found may lie outside the folder.
 
     Raises:
         SceneError: photographs that are missing or of another shape than the cameras, poses that are no rigid motions, ...
@@ -50,7 +49,7 @@ def finish(path: Path, format: str, views: Sequence[View], masks: str, *, points
     if np.ptp([view.center for view in views], axis=0).max() == 0:
         raise SceneError(f"{path}: all {len(views)} cameras stand on one point, which shows no depth; want different viewpoints")
     views, size_notes = _fit_sizes(path, views)
-    views, alpha, mask_notes = _find_masks(path, views, masks, masks_in_order, outside)
+    views, alpha, mask_notes = _find_masks(path, views, masks, masks_in_order)
     points, sightings, far = (points, sightings, 0) if points is None else _near(points, sightings)
     far_notes = [f"left out {far} sparse points that are not finite or further than {MOST_NUMBER:g} away"] if far else []
     said = tuple(map(one_line, (*notes, *size_notes, *mask_notes, *far_notes)))
@@ -86,22 +85,6 @@ def named(home: Path, name: str, outside: bool) -> Path:
     return home / name
 
 
-def keep_inside(files: Iterable[Path], home: Path, outside: bool) -> None:
-    """Refuse files that links lead out of the folder `home`.
-
-    Raises:
-        SceneError: naming the first.
-    """
-    real = home.resolve()
-    for file in () if outside else files:
-        try:
-            left = not file.resolve().is_relative_to(real)
-        except RuntimeError:  # links in a circle
-            left = True
-        if left:
-            raise _left(str(file), home)
-
-
 def _left(name: str, home: Path) -> SceneError:
     return SceneError(f"{name} lies outside {home}: move it there, or, if you know who made this scene, --set scene.outside=true")
 
@@ -117,18 +100,17 @@ def _near(points: np.ndarray, sightings: np.ndarray | None) -> tuple[np.ndarray,
     return points[good], sightings, int(np.sum(~good))
 
 
-def note_missing(images: Sequence[Path], path: Path, outside: bool = False) -> list[str]:
+def note_missing(images: Sequence[Path], path: Path) -> list[str]:
     """What to say about photographs that the cameras name and that are not there; the loader leaves them out.
 
     Camera files often still name a few photographs that were sorted out (instant-ngp's own example does).
 
     Args:
-        path: the folder that they must lie in, unless `outside`.
+        path: the folder that the user named.
 
     Raises:
-        SceneError: most are missing, so this is the wrong folder; or one lies elsewhere.
+        SceneError: most are missing, so this is the wrong folder.
     """
-    keep_inside(images, path, outside)
     missing = [image for image in images if not image.is_file()]
     if not missing:
         return []
@@ -164,18 +146,17 @@ def find_image(stem: Path) -> Path:
     return stem
 
 
-def image_folder(path: Path, count: int, outside: bool) -> tuple[Path, list[Path]]:
+def image_folder(path: Path, count: int) -> tuple[Path, list[Path]]:
     """The folder under `path` that holds photographs for cameras in sorted order: the one with `count` of them, else the first with any.
 
     Raises:
-        SceneError: no photographs at all, or one lies outside `path`, unless it may.
+        SceneError: no photographs at all.
     """
     found = [(folder, images_in(folder)) for folder in (path / "image", path / "images", path / "rgb", path)]
     found = [(folder, images) for folder, images in found if images]
     if not found:
         raise SceneError(f"{path}: found cameras but no photographs; looked in image, images, rgb and the folder itself")
     folder, images = next(((folder, images) for folder, images in found if len(images) == count), found[0])
-    keep_inside(images, path, outside)
     return folder, images
 
 
@@ -278,7 +259,7 @@ def _fit_sizes(path: Path, views: Sequence[View]) -> tuple[list[View], list[str]
     return fitted, notes
 
 
-def _find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool, outside: bool) -> tuple[list[View], bool, list[str]]:
+def _find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool) -> tuple[list[View], bool, list[str]]:
     """Views with their masks, whether alpha channels are the masks instead, and notes."""
     bare = [replace(view, mask=None) for view in views]
     if masks == "ignore":
@@ -287,15 +268,13 @@ def _find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool, o
         folder = next((f for f in (Path(masks), path / masks) if f.is_dir()), None)
         if folder is None:
             raise SceneError(f"masks: want auto, ignore or a folder, found {masks!r}, which is no folder")
-        return _masks_from(folder, bare, in_order, explicit=True, outside=outside), False, []
+        return _masks_from(folder, bare, in_order, explicit=True), False, []
     if any(view.mask for view in views):
         files = [view.mask or Path(f"{view.name} (no mask named)") for view in views]
         require(files, "mask", path)
-        keep_inside(files, path, outside)
         return _same_shape(views), False, []
     for folder in (path / "mask", path / "masks"):
-        if folder.is_dir() and (masked := _masks_from(folder, bare, in_order, explicit=False, outside=outside)):
-            keep_inside([folder], path, outside)
+        if folder.is_dir() and (masked := _masks_from(folder, bare, in_order, explicit=False)):
             return masked, False, []
     if not all(_has_alpha(view.image) for view in views):
         return bare, False, []
@@ -305,13 +284,12 @@ def _find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool, o
     return bare, False, ["the photographs' alpha channel is opaque everywhere and no mask"]
 
 
-def find_ignored(path: Path, views: Sequence[View], where: str, outside: bool = False) -> list[View]:
+def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
     """Views with the pictures that say which of their pixels to leave out: those of a folder, named as the photographs, or instant-ngp's
     dynamic_mask_NAME.png beside them. A photograph without one is whole.
 
     Args:
         where: auto (the folder `ignore`, then instant-ngp's), none or a folder.
-        outside: links may lead out of that folder.
 
     Raises:
         SceneError: no such folder, nothing in it that belongs to these photographs, or a picture of another shape than its photograph.
@@ -335,12 +313,11 @@ def find_ignored(path: Path, views: Sequence[View], where: str, outside: bool = 
     views = [replace(view, ignore=file or view.ignore) for view, file in zip(views, found, strict=True)]
     for view in views:
         if view.ignore is not None:
-            keep_inside([view.ignore], folder if folder.is_dir() else path, outside)
             _check_shape("picture of what to ignore", view.ignore, view.camera)
     return views
 
 
-def _masks_from(folder: Path, views: Sequence[View], in_order: bool, explicit: bool, outside: bool) -> list[View]:
+def _masks_from(folder: Path, views: Sequence[View], in_order: bool, explicit: bool) -> list[View]:
     """Masks of a folder by stem, by whole name with another extension behind, or in order; empty when none belongs to these views."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     by_name = {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
@@ -356,7 +333,6 @@ def _masks_from(folder: Path, views: Sequence[View], in_order: bool, explicit: b
     mask, uses = Counter(found).most_common(1)[0]
     if uses > 1:
         raise SceneError(f"{mask} would be the mask of {uses} photographs with the same stem; want masks in sub-folders as the photographs")
-    keep_inside([file for file in found if file is not None], folder, outside)
     return _same_shape([replace(view, mask=mask) for view, mask in zip(views, found, strict=True)])
 
 

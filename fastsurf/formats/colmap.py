@@ -59,7 +59,7 @@ def load(scene: Path, folder: Path, masks: str, outside: bool) -> Capture:
     if scene == folder:
         scene = root.parent if root.name in IMAGE_FOLDERS else root
     home = scene if root.is_relative_to(os.path.abspath(scene)) else root
-    notes = note_missing([root / name for name in names], home, outside)
+    notes = note_missing([root / name for name in names], home)
     views = [View(name, root / name, None, *model.images[name]) for name in names if (root / name).is_file()]
     siblings = _models(folder.parent) if folder.name.isdigit() else []
     if len(siblings) > 1:
@@ -68,7 +68,7 @@ def load(scene: Path, folder: Path, masks: str, outside: bool) -> Capture:
     points = model.points if len(model.points) else None
     rows = [np.stack([np.full_like(seen, i), seen], -1) for i, view in enumerate(views) if len(seen := model.seen[view.name])]
     sightings = np.concatenate(rows) if rows else None
-    return finish(scene, "colmap", views, masks, points=points, sightings=sightings, notes=notes, outside=outside)
+    return finish(scene, "colmap", views, masks, points=points, sightings=sightings, notes=notes)
 
 
 def read(folder: Path) -> Model:

@@ -35,7 +35,7 @@ def load(scene: Path, file: Path, masks: str, outside: bool) -> Capture:
     indices = sorted(int(key[10:]) for key in matrices if re.fullmatch("world_mat_(0|[1-9][0-9]{0,8})", key))
     if not indices:
         raise SceneError(f"{file}: want world_mat_0, world_mat_1, ...; found {', '.join(sorted(matrices)[:4]) or 'nothing'}")
-    root, images = image_folder(scene, len(indices), outside)
+    root, images = image_folder(scene, len(indices))
     notes = []
     if len(images) != len(indices):
         numbered = [int(image.stem) if re.fullmatch("[0-9]{1,9}", image.stem) else -1 for image in images]
@@ -56,7 +56,7 @@ def load(scene: Path, file: Path, masks: str, outside: bool) -> Capture:
         depths = [(box[0] - view.center) @ view.c2w[:, 2] for view in views]
         if np.max(depths) <= 0:
             raise SceneError(f"{file}: the scene lies behind every camera, so the projections are left-handed; want OpenCV axes")
-    return finish(scene, "idr", views, masks, box=box, masks_in_order=True, notes=notes, outside=outside)
+    return finish(scene, "idr", views, masks, box=box, masks_in_order=True, notes=notes)
 
 
 def decompose(P: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ def load(scene: Path, file: Path, masks: str, outside: bool) -> Capture:
     rows = next(iter(read_arrays(file).values())).astype(np.float64)
     if rows.ndim != 2 or rows.shape[1] != 17:
         raise SceneError(f"{file}: want rows of 17 numbers, found {'x'.join(map(str, rows.shape))}")
-    root, images = image_folder(scene, len(rows), outside)
+    root, images = image_folder(scene, len(rows))
     if len(images) != len(rows):
         raise SceneError(f"{scene}: {len(rows)} poses in {file.name} but {len(images)} photographs in {root}; want one for each")
     views = []
@@ -39,4 +39,4 @@ def load(scene: Path, file: Path, masks: str, outside: bool) -> Capture:
         camera = Camera("PINHOLE", w, h, (float(focal), float(focal), w / 2, h / 2))
         views.append(View(image.name, image, None, camera, np.stack([right, down, -back, center], axis=1)))
     near, far = rows[:, 15].min(), rows[:, 16].max()
-    return finish(scene, "llff", views, masks, notes=[f"depths stated from {near:.4g} to {far:.4g}"], outside=outside)
+    return finish(scene, "llff", views, masks, notes=[f"depths stated from {near:.4g} to {far:.4g}"])

@@ -33,7 +33,7 @@ def load(scene: Path, file: Path, masks: str, outside: bool) -> Capture:
     homes = (scene, scene / "images")
     places = [[named(home, name, outside) for home in homes] for name, *_ in lines[1:]]
     images = [next((file for file in files if file.is_file()), files[0]) for files in places]
-    notes = note_missing(images, scene, outside)
+    notes = note_missing(images, scene)
     views = []
     for (name, *rest), image in zip(lines[1:], images, strict=True):
         if not image.is_file():
@@ -43,7 +43,7 @@ def load(scene: Path, file: Path, masks: str, outside: bool) -> Capture:
             raise SceneError(f"{file}: {name} wants 21 numbers (K, R, t), found {len(values)}")
         camera = shift_centers(pinhole(values[:9].reshape(3, 3), *image_size(image), name))
         views.append(View(name, image, None, camera, from_world_to_camera(values[9:18].reshape(3, 3), values[18:])))
-    return finish(scene, "middlebury", views, masks, box=_box(scene), notes=notes, outside=outside)
+    return finish(scene, "middlebury", views, masks, box=_box(scene), notes=notes)
 
 
 def _box(folder: Path) -> tuple[np.ndarray, float] | None:

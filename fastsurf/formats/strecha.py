@@ -26,9 +26,9 @@ def load(scene: Path, cameras: Path, masks: str, outside: bool) -> Capture:
     """Read every camera file; the photograph has its name without .camera."""
     root = next((f for f in (scene / "images", scene / "image") if f.is_dir()), cameras)
     views = [_view(file, root) for file in sorted(cameras.glob("*.camera"))]
-    notes = note_missing([view.image for view in views], scene, outside)
+    notes = note_missing([view.image for view in views], scene)
     notes += [f"cameras of {cameras.name}/"]
-    return finish(scene, "strecha", [view for view in views if view.image.is_file()], masks, notes=notes, outside=outside)
+    return finish(scene, "strecha", [view for view in views if view.image.is_file()], masks, notes=notes)
 
 
 def _view(file: Path, root: Path) -> View:

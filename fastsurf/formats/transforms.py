@@ -49,12 +49,12 @@ def load(scene: Path, file: Path, masks: str, outside: bool) -> Capture:
         if (scene / "transforms.json").is_file():
             notes.append("took transforms_train.json, not transforms.json beside it")
     images = [find_image(named(scene, _posix(frame["file_path"]), outside)) for _, frame, _ in frames]
-    notes += note_missing(images, scene, outside)
+    notes += note_missing(images, scene)
     views = [_view(scene, {**top, **frame}, image, split, outside)
              for (top, frame, split), image in zip(frames, images, strict=True) if image.is_file()]  # fmt: skip
     if "applied_transform" in tree:
         notes.append("applied_transform: the mesh is in the frame of transform_matrix, not in the one before that transform")
-    return finish(scene, "transforms", views, masks, points=_sparse_points(scene, tree, views), notes=notes, outside=outside)
+    return finish(scene, "transforms", views, masks, points=_sparse_points(scene, tree, views), notes=notes)
 
 
 def written(views: Sequence[View]) -> dict[str, Any]:
