@@ -161,6 +161,8 @@ class Reconstruct:
     """overwrite a mesh or a run that exists"""
     json: JsonFile = None
     """write progress as JSON lines, - for stdout"""
+    tensorboard: Flag = False
+    """write curves and previews into RUN/tensorboard, too"""
     quiet: Flag = False
     """show nothing but errors"""
     photographs: Annotated[Photographs, OmitArgPrefixes, arg(name="")] = field(default_factory=Photographs)
@@ -235,6 +237,18 @@ class Eval:
     """overwrite a file of scores that exists"""
     quiet: Flag = False
     """show nothing but errors"""
+
+
+@dataclass(frozen=True)
+class View:
+    """A run in a browser, finished or still training: cameras, mesh, photographs beside and over it, the numbers. Ctrl-C ends it."""
+
+    run: RunArgument = None
+    """run folder; nothing in it is changed"""
+    host: Text = None
+    """address to serve on; this machine alone if not given, 0.0.0.0: everybody who can reach it, without a password"""
+    port: Count = None
+    """the first free one from 8080 on if not given"""
 
 
 @dataclass(frozen=True)

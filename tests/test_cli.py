@@ -23,7 +23,7 @@ from fastsurf.methods import METHODS
 from fastsurf.options import Photographs, Reconstruct, Settings, configure, flags
 
 PACKAGE = str(Path(fastsurf.__file__).parents[1])
-VERBS = ("info", "poses", "reconstruct", "mesh", "render", "eval", "compare", "batch", "demo")
+VERBS = ("info", "poses", "reconstruct", "mesh", "render", "eval", "view", "compare", "batch", "demo")
 TINY = [word for setting in SMALL for word in ("--set", setting)] + ["--threads", "1"]
 
 
