@@ -69,7 +69,7 @@ def test_each_verb_explains_itself(verb, capsys):
 
 def test_reconstruct_has_the_flags_of_the_manual():
     wanted = "out method config minutes steps backend precision resolution masks holdout seed threads run resume set json quiet format"
-    wanted += " force"
+    wanted += " force tensorboard"
     assert set(flags(Reconstruct)) == {f"--{name}" for name in wanted.split()}
 
 
