@@ -25,7 +25,7 @@ from .errors import FastsurfError, UsageError
 if TYPE_CHECKING:
     from .hooks import Control, Event, Hook
     from .mesh import Mesh
-    from .options import Batch, Compare, Completion, Demo, Eval, Info, MeshAgain, Outputs, Poses, Reconstruct, Render
+    from .options import Batch, Compare, Completion, Demo, Eval, Info, MeshAgain, Outputs, Poses, Reconstruct, Render, View
     from .output import Output
     from .solidity import Report
 
@@ -45,6 +45,7 @@ Photographs in, a solid coloured surface mesh out.
   mesh RUN -o FILE              the mesh again, at any resolution; a solid, textured, simplified; or points
   render RUN --views orbit      colour, depth and normal pictures; orbit also as an animation
   eval RUN --gt MESH            scores on held-out views, and against a true surface
+  view RUN                      a finished or running run in a browser
   compare SCENE --gt MESH       several methods for the same time each: one table, one picture
   batch SCENES -o DIR           many scenes, on one machine or on a cluster
   demo                          photographs made of a known solid, reconstructed and scored
@@ -181,6 +182,8 @@ def _run(args: list[str], interrupt: Interrupt, kept: Kept) -> int:
             return render(wanted)
         case o.Eval() as wanted:
             return evaluate(wanted)
+        case o.View() as wanted:
+            return view(wanted)
         case o.Compare() as wanted:
             return compare(wanted)
         case o.Batch() as wanted:
@@ -194,7 +197,7 @@ def _run(args: list[str], interrupt: Interrupt, kept: Kept) -> int:
 
 def _verb(args: list[str]) -> tuple[str, list[str]]:
     """The verb and what follows it; a path or an option in its place means reconstruct."""
-    verbs = ("info", "poses", "reconstruct", "mesh", "render", "eval", "compare", "batch", "demo", "completion")
+    verbs = ("info", "poses", "reconstruct", "mesh", "render", "eval", "view", "compare", "batch", "demo", "completion")
     first = args[0]
     if first in verbs:
         return first, args[1:]
@@ -210,9 +213,7 @@ def _kinds() -> dict[str, Any]:
 
     return {
         "info": o.Info, "poses": o.Poses, "reconstruct": o.Reconstruct, "mesh": o.MeshAgain, "render": o.Render, "eval": o.Eval,
-        "compare": o.Compare, "batch": o.Batch,
-        "demo": o.Demo,
-        "completion": o.Completion,
+        "view": o.View, "compare": o.Compare, "batch": o.Batch, "demo": o.Demo, "completion": o.Completion,
     }  # fmt: skip
 
 
@@ -345,12 +346,13 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
 
     control = Control(interrupt.finish)
     with _display(o.json, o.quiet, name, ("read", "train", "mesh"), interrupt.requested, control) as display, \
-            _json_lines(o.json, o.force or o.resume, o.resume) as lines:
+            _json_lines(o.json, o.force or o.resume, o.resume) as lines, _tensorboard(run, o.tensorboard) as board:
         from .reconstruction import reconstruct as make
 
         result = make(
             path, config, run=run, out=o.out, output=output, go_on=o.resume, force=o.force, format=o.photographs.format,
-            hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested, control=control, began=interrupt.began,
+            hooks=[interrupt.watch, kept, lines, board, display], should_stop=interrupt.requested, control=control,
+            began=interrupt.began,
         )
     if not o.quiet:
         out = ["-o", str(o.out), *_again(o.outputs)] if o.out else []
@@ -439,6 +441,19 @@ def evaluate(o: "Eval") -> int:
     if not o.quiet:
         _say(_table(scores), _people(o.json))
     return 0
+
+
+def view(o: "View") -> int:
+    """`fastsurf view RUN`. Ctrl-C is how it ends."""
+    run = _wanted(o.run, "view wants a RUN: the folder that a reconstruction makes")
+    try:
+        from .viewer import HOST, Viewer
+
+        with Viewer(run, o.host or HOST, o.port) as viewer:
+            _say([f"{run}  {viewer.url}  Ctrl-C ends it"], sys.stdout)
+            viewer.follow()
+    except KeyboardInterrupt:
+        return 0
 
 
 def compare(o: "Compare") -> int:
@@ -625,6 +640,24 @@ def _json_lines(to: str | None, force: bool, append: bool) -> "Iterator[Hook]":
         lines.close()
         if lines.trouble:
             _say([f"note   {lines.trouble}"], lasting(sys.stderr))
+
+
+@contextlib.contextmanager
+def _tensorboard(run: Path, wanted: bool) -> "Iterator[Hook]":
+    """A hook that writes for TensorBoard, or nothing."""
+    if not wanted:
+        yield lambda event: None
+        return
+    from .ui.tensorboard import TensorBoard
+
+    try:
+        board = TensorBoard(run / "tensorboard")
+    except ImportError:
+        raise UsageError("--tensorboard needs TensorBoard: pip install 'fastsurf[tensorboard]'") from None
+    try:
+        yield board
+    finally:
+        board.close()
 
 
 @contextlib.contextmanager

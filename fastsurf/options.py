@@ -199,6 +199,8 @@ class Reconstruct:
     """overwrite a mesh or a run that exists"""
     json: JsonFile = None
     """write progress as JSON lines, - for stdout"""
+    tensorboard: Flag = False
+    """write curves and previews into RUN/tensorboard, too"""
     quiet: Flag = False
     """show nothing but errors"""
     outputs: Annotated[Outputs, OmitArgPrefixes, arg(name="")] = field(default_factory=Outputs)
@@ -281,6 +283,18 @@ class Eval:
     """overwrite a file of scores that exists"""
     quiet: Flag = False
     """show nothing but errors"""
+
+
+@dataclass(frozen=True)
+class View:
+    """A run in a browser, finished or still training: cameras, mesh, photographs beside and over it, the numbers. Ctrl-C ends it."""
+
+    run: RunArgument = None
+    """run folder; nothing in it is changed"""
+    host: Text = None
+    """address to serve on; this machine alone if not given, 0.0.0.0: everybody who can reach it, without a password"""
+    port: Count = None
+    """the first free one from 8080 on if not given"""
 
 
 @dataclass(frozen=True)
@@ -377,6 +391,7 @@ EXAMPLES = {
     "mesh": ("fastsurf mesh mesh.run -o fine.ply --resolution 1024", "fastsurf mesh mesh.run -o small.glb --faces 20000 --texture 2048"),
     "render": ("fastsurf render mesh.run --views orbit --format mp4 -o turn", "fastsurf render mesh.run --views train --depth"),
     "eval": ("fastsurf eval mesh.run --gt scan.ply --thresholds 0.5%,1%",),
+    "view": ("fastsurf view mesh.run",),
     "compare": ("fastsurf compare photos --methods unisurf,nerf --minutes 1",),
     "batch": ("fastsurf batch scans/* -o meshes --minutes 3", "fastsurf batch scans/* -o meshes --gpus 0,1"),
     "demo": ("fastsurf demo -o demo",),

@@ -358,18 +358,23 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
     return tree
 
 
+def up_of(poses: np.ndarray) -> np.ndarray:
+    """The cameras' mean up direction (3,), unit, of c2w (n, 3, 4); +z where they have none in common."""
+    up = -poses[:, :, 1].mean(0)
+    length = float(np.linalg.norm(up))
+    return up / length if length >= 0.1 else np.array([0.0, 0.0, 1.0])
+
+
 def _orbit_rays(header: Header) -> list[tuple[str, Rays, tuple[int, int]]]:
     """A circle at the cameras' mean height, if the photographs are still there; else above the box's equator."""
     try:
         scene = open_scene(header)
         poses = np.stack([scene.capture.views[i].c2w for i in scene.train])
-        up = torch.from_numpy(-poses[:, :, 1].mean(0)).float()  # cameras' mean up
+        up = torch.from_numpy(up_of(poses)).float()
         distance = float(np.median(np.linalg.norm(scene.to_scene(poses[:, :, 3]), axis=1)))
     except (CheckpointError, SceneError):
         up, distance = torch.tensor([0.0, 0.0, 1.0]), 3.0
-    if up.norm() < 0.1:
-        up = torch.tensor([0.0, 0.0, 1.0])
-    frames = orbit(torch.zeros(3), max(distance, 2.0), up / up.norm(), ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW)
+    frames = orbit(torch.zeros(3), max(distance, 2.0), up, ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW)
     return [(f"orbit_{k:03d}", rays, (ORBIT_SIZE, ORBIT_SIZE)) for k, rays in enumerate(frames)]
 
 

@@ -23,7 +23,7 @@ from fastsurf.methods import METHODS
 from fastsurf.options import Photographs, Reconstruct, Settings, configure, flags
 
 PACKAGE = str(Path(fastsurf.__file__).parents[1])
-VERBS = ("info", "poses", "reconstruct", "mesh", "render", "eval", "compare", "batch", "demo", "completion")
+VERBS = ("info", "poses", "reconstruct", "mesh", "render", "eval", "view", "compare", "batch", "demo", "completion")
 TINY = [word for setting in SMALL for word in ("--set", setting)] + ["--threads", "1"]
 
 
@@ -69,7 +69,7 @@ def test_each_verb_explains_itself(verb, capsys):
 
 def test_reconstruct_has_the_flags_of_the_manual():
     wanted = "out method config minutes steps backend precision resolution masks holdout seed threads run resume set json quiet format"
-    wanted += " force faces watertight texture points scale"
+    wanted += " force faces watertight texture points scale tensorboard"
     assert set(flags(Reconstruct)) == {f"--{name}" for name in wanted.split()}
 
 

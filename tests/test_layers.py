@@ -10,9 +10,11 @@ import fastsurf
 PACKAGE = Path(fastsurf.__file__).parent
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "native" not in p.parent.parts)
 FRONT = {"cli", "options", "completion", "attended", "__main__"}  # the command line itself
-RUNS = {"reconstruction", "runs", "demo", "scoring", "compare", "batch", "cluster"}  # the product, made of the core; may use ui's log
-LAZY = {"rich", "tyro", "trimesh", "mcubes", "pycolmap", "scipy", "PIL", "nerfacc", "tinycudann", "ray", "xatlas",
-        "manifold3d"}  # fmt: skip # slow to import
+# the product, made of the core; may use ui's log
+RUNS = {"reconstruction", "runs", "demo", "scoring", "compare", "batch", "cluster", "following", "viewer"}
+# slow to import
+LAZY = {"rich", "tyro", "trimesh", "mcubes", "pycolmap", "scipy", "PIL", "nerfacc", "tinycudann", "ray", "xatlas", "manifold3d", "viser",
+        "tensorboard"}  # fmt: skip
 
 
 def name_of(path):
@@ -70,6 +72,8 @@ def test_libraries_stay_where_they_belong(path):
         assert not used & {"tinycudann", "nerfacc"}
     if first not in {"options", "cli"}:
         assert "tyro" not in used
+    if first != "viewer":
+        assert "viser" not in used
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
