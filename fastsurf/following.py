@@ -4,7 +4,6 @@ Everything comes in scene coordinates: the box is [-1, 1]^3, x_world = center + 
 wherever in the world the scene lies and however large it is.
 """
 
-import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from . import formats
 from .cameras import View
 from .checkpoint import Header, read_header
 from .errors import CheckpointError, FastsurfError, MeshError
+from .guard import read_arrays
 from .hooks import Note, PhaseDone, PhaseStarted, TrainState
 from .mesh import Mesh
 from .meshio import read_mesh
@@ -192,8 +192,7 @@ class Following:
         points = self._sparse
         if self._stamp(POINTS) is not None:
             try:
-                with np.load(self.run / POINTS) as found:
-                    points = found["points"]
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+                points = read_arrays(self.run / POINTS, CheckpointError)["points"]
+            except (CheckpointError, KeyError) as e:
                 self.problems["points"] = f"{self.run / POINTS} can't be read ({e})"
         self.points = None if points is None else self.to_scene(points)

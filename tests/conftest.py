@@ -5,6 +5,14 @@ import pytest
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
+def pytest_configure(config):
+    """In one of several processes (pytest-xdist), torch's threads would only wait for those of the others."""
+    if hasattr(config, "workerinput"):
+        import torch
+
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """Folder of real and rendered captures, kept beside the repository."""

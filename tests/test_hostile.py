@@ -384,7 +384,7 @@ def test_the_look_for_faults_finds_them():
 def test_every_reader_is_tried():
     """Whatever opens other people's files goes through guard, or is a reader of bytes that is fuzzed itself, or reads what we wrote."""
     fuzzed = {"guard.py", "checkpoint.py", "meshio.py", "formats/colmap.py"}
-    ours = {"files.py", "scoring.py", "ui/jsonlines.py", "batch.py"}
+    ours = {"files.py", "scoring.py", "ui/jsonlines.py", "batch.py", "following.py"}
     names = {"Image.open", "json.load", "np.load", "np.loadtxt", "np.fromfile", "open", "zipfile.ZipFile", "pillow.open"}
     for path in SOURCES:
         calls = [node.func for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)]

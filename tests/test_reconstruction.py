@@ -167,7 +167,7 @@ def test_photographs_of_one_name_get_pictures_of_their_own():
 
 
 def test_a_run_can_be_scored(finished, tiny_folder):
-    scores = eval_run(finished[0].run, tiny_folder / "gt" / "mesh.ply", backend="reference")
+    scores = eval_run(finished[0].run, tiny_folder / "gt" / "mesh.ply")
     assert len(scores["views"]) == 2 and 5 < scores["psnr"] < 50 and 0 < scores["ssim"] < 1
     assert 0 < scores["mesh"]["f_score"] <= 1 and scores["mesh"]["chamfer"] > 0
 

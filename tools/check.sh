@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 ruff check .
 mypy
-pytest -q "$@"
+pytest -q -n 2 --dist loadfile "$@"
