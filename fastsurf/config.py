@@ -106,6 +106,7 @@ class LossConfig:
     transient: float = 0.0  # patches of photographs off by so many times the median pull half as much: passers-by; 0: all alike
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
     points: float = 0.02  # cross-entropy of the occupancy at sparse points and on the way to them, without masks
+    points_until: float = 0.6  # progress at which that has faded to nothing, half-way there it begins to: points are off by a pixel
     smooth: float = 0.005  # difference of normals at the surface and close to it
     smooth_distance: float = 0.01  # how close, scene units
     eikonal: float = 0.0  # squared deviation of a distance field's slope from 1; of the method idr
@@ -190,7 +191,8 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "sampling.delta_until": (1e-3, ANY),
     "loss.color": (0, ANY), "loss.huber": (0, ANY), "loss.outlier": (0, ANY), "loss.plain_colors": (0, ANY),
     "loss.transient": (0, ANY),
-    "loss.mask": (0, ANY), "loss.points": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY), "loss.eikonal": (0, ANY),
+    "loss.points": (0, ANY), "loss.points_until": (1e-3, ANY),
+    "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_distance": (0, ANY), "loss.eikonal": (0, ANY),
     "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.rate_cameras": (0, 1),
     "train.skip_limit": (0, ANY),

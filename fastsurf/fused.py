@@ -51,9 +51,10 @@ class FusedStep:
         near = on + (torch.rand(len(on), 3, generator=generator) * 2.0 - 1.0) * weights.smooth_distance
         appearance = self.model.appearance_of(rays.image_index)
         points, occupancy = (rays.origins[:0], rays.t_far[:0]) if known is None else (known.points, known.occupancy)
+        left = weights.points * float(self.model.trust_points)
         look = Look(
             rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
-            points, occupancy, (weights.color, weights.mask, weights.smooth, weights.points), LEAST_WEIGHT, weights.huber,
+            points, occupancy, (weights.color, weights.mask, weights.smooth, left), LEAST_WEIGHT, weights.huber,
             outlier_scale(weights, batch.mask is not None), bool(self.model.plain_colors),
             None if appearance is None else appearance.detach(), trust,
         )  # fmt: skip

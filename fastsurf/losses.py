@@ -83,6 +83,7 @@ class Seen:
     generator: torch.Generator
     trust: Tensor | None = None  # (n_rays,) in [0, 1], how much the rays count for the colour loss; None: all alike
     known: Known | None = None  # points of known occupancy
+    trust_points: float | Tensor = 1.0  # what is left of their weight
 
 
 def photometric(solid: Solid, seen: Seen) -> Tensor:
@@ -114,4 +115,4 @@ def smoothness(solid: Solid, seen: Seen) -> Tensor:
 def at_points(solid: Solid, seen: Seen) -> Tensor:
     """`points_loss`; asked only where there are landmarks."""
     assert seen.known is not None
-    return points_loss(solid.sharpness * solid.sample(seen.known.points).level, seen.known.occupancy)
+    return seen.trust_points * points_loss(solid.sharpness * solid.sample(seen.known.points).level, seen.known.occupancy)

@@ -38,7 +38,7 @@ class Model(nn.Module):
         self.appearance = Appearance(photographs, dimensions) if dimensions else None
         self.corrections = Corrections(photographs) if config.train.cameras else None
         self.grid = OccupancyGrid(config.grid, self.method.looks(config))
-        self.register_buffer("now", torch.zeros(3), persistent=False)  # half-width of the interval, sharpness, plain_colors
+        self.register_buffer("now", torch.zeros(4), persistent=False)  # half-width of the interval, sharpness, plain_colors, trust_points
         self.to(backend.device)
         self.set_progress(0.0)
 
@@ -48,7 +48,8 @@ class Model(nn.Module):
         self.field.set_progress(progress)
         self.width, self._sharpness = self.method.schedule(progress, self.config)
         self._plain = float(progress >= self.config.loss.plain_colors)
-        self.now.copy_(torch.tensor([self.width, self._sharpness, self._plain]))
+        self._points = points_fade(progress, self.config.loss.points_until)
+        self.now.copy_(torch.tensor([self.width, self._sharpness, self._plain, self._points]))
 
     @property
     def interval(self) -> float | Tensor:
@@ -64,6 +65,11 @@ class Model(nn.Module):
     def plain_colors(self) -> float | Tensor:
         """1 once colours learn from outliers as from other rays, 0 before; as `interval`."""
         return self.now[2] if self.dense else self._plain
+
+    @property
+    def trust_points(self) -> float | Tensor:
+        """What is left of the weight of sparse points; as `interval`."""
+        return self.now[3] if self.dense else self._points
 
     @property
     def occupied(self) -> Tensor:
@@ -128,3 +134,8 @@ class Model(nn.Module):
         return Parameters(
             field.table, field.levels, *weights, list(self.head.weights), self.head.used, field.config.prior_radius, sharpness,
         )  # fmt: skip
+
+
+def points_fade(progress: float, until: float) -> float:
+    """1 up to half of `until`, then falling to 0 there."""
+    return min(max(2.0 * (1.0 - progress / until), 0.0), 1.0)
