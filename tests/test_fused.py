@@ -14,12 +14,13 @@ from torch import Tensor
 from fastsurf.backends import FusedBackend, Gradients, Look, Parameters, native
 from fastsurf.backends.native import NativeBackend
 from fastsurf.config import LossConfig, load_config
+from fastsurf.landmarks import Landmarks
 from fastsurf.losses import Seen, mask_loss, photometric, points_loss, smooth_loss
 from fastsurf.model import Model
 from fastsurf.rays import Batch, Rays, make_rays
 from fastsurf.render import LEAST_WEIGHT, shade
 from fastsurf.surface import Crossings
-from fastsurf.training import Training, learn
+from fastsurf.training import Training, learn, loss_names
 
 SMALL = [
     "field.sharpness_max=6", "field.levels=4", "field.log2_entries=10", "field.base_resolution=4", "field.finest_resolution=21",
@@ -301,6 +302,26 @@ def test_a_step_learns_what_autograd_learns(tiny, fast, background, sets):
             p.grad = None
     assert_near(*seen, 1e-4)
     assert seen[0][0].shape == (6,) and seen[0][0][-2] > 0.1  # color, mask, smooth, mse, hit, flaw
+
+
+def test_a_step_learns_from_landmarks_what_autograd_learns(tiny, fast):
+    run = Training(tiny, Model(load_config(None, [*SMALL, "train.rays=200", "grid.steps=64", "train.steps=9"]), fast, "random"), fast)
+    g = torch.Generator().manual_seed(0)
+    cameras = torch.nn.functional.normalize(torch.randn(300, 3, generator=g), dim=1) * 3
+    run.landmarks = Landmarks(torch.rand(300, 3, generator=g) - 0.5, cameras)
+    run.model.set_progress(0.45)  # half of their weight is left
+    run.model.update_grid(run.generator, everywhere=True)
+    run.fused.close, run.fused.longest = 0.0, 1.0
+    state, seen = run.generator.get_state(), []
+    for fused in (run.fused, None):
+        run.fused = fused
+        run.generator.set_state(state)
+        numbers = learn(run)
+        seen.append([numbers, *(p.grad.clone() for p in run.model.parameters())])
+        for p in run.model.parameters():
+            p.grad = None
+    assert_near(*seen, 1e-4)
+    assert loss_names(run)[-1] == "points" and 0 < seen[0][0][3] < 0.5 * 0.02 * 10
 
 
 def test_the_reference_goes_by_autograd(tiny):

@@ -17,6 +17,7 @@ from fastsurf.config import SceneConfig, load_config
 from fastsurf.hooks import Note, PhaseDone
 from fastsurf.landmarks import A_STEP, BEFORE, FEWEST, MARGIN, Landmarks, landmarks_of, neighbours, size_for, triangulate
 from fastsurf.losses import points_loss
+from fastsurf.model import points_fade
 from fastsurf.scene import load_scene
 
 SIZE = (1000, True)
@@ -96,6 +97,11 @@ def test_the_loss_is_cross_entropy_and_still_pulls_far_away():
     o = torch.sigmoid(logit.detach().double())[1:4]
     wanted = -(occupancy[1:4] * o.log() + (1 - occupancy[1:4]) * (1 - o).log()).mean()
     torch.testing.assert_close(points_loss(logit.detach()[1:4], occupancy[1:4]).double(), wanted)
+
+
+def test_the_loss_fades_in_the_middle_of_a_run():
+    assert [points_fade(t, 0.6) for t in (0.0, 0.3, 0.45, 0.6, 1.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
+    assert points_fade(1.0, 99.0) == 1.0
 
 
 def test_photographs_are_compared_with_those_from_nearly_the_same_side():
