@@ -395,11 +395,11 @@ def _half_mesh(run: Training, path: Path, what: str, events: Hook) -> float:
         return MESHING_TAKES
     finally:
         run.model.grid.load_state_dict(grid)  # training goes on as if nobody had looked
-    took = MESH_GROWS * (time.monotonic() - start)
     with _optional(f"the {what}", events):
         meshio.write_mesh(path, mesh, comments=(f"made by fastsurf {__version__} after {run.step} steps",))
         events(Saved(what, path))
-    return took
+    inspect(mesh.vertices, mesh.faces)  # takes its time at the end, too
+    return MESH_GROWS * (time.monotonic() - start)
 
 
 def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config, events: Hook, view: int = MEAN) -> Mesh:
