@@ -30,6 +30,7 @@ FEATURES = 4096  # of a photograph, at most
 SIZES = ((1000, True), (1000, False), (700, False))  # pixels of the larger side that features are looked for at, and whether it is doubled
 PIXEL_TAKES, PHOTOGRAPH_TAKES = 0.3e-6, 0.15  # seconds on two cores: features, and matching
 SHARE = 0.25  # of the time there is that they may take
+ENOUGH = 30  # photographs, where not all can be looked at
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,14 @@ def landmarks_of(
     return Landmarks(*(torch.from_numpy(a).float() for a in (to_scene(points)[kept[:, 1]], origins[kept[:, 0]])))
 
 
-def size_for(shapes: Sequence[tuple[int, int]], seconds: float) -> tuple[int, bool] | None:
-    """The first of SIZES at which features of photographs of these heights and widths take but a share of the time; None where all take
-    longer."""
-    for side, doubled in SIZES:
-        pixels = sum(h * w * min(1.0, side / max(h, w)) ** 2 for h, w in shapes)
-        if PIXEL_TAKES * pixels * (4 if doubled else 1) + PHOTOGRAPH_TAKES * len(shapes) <= SHARE * seconds:
-            return side, doubled
+def plan(shapes: Sequence[tuple[int, int]], seconds: float) -> tuple[int, tuple[int, bool]] | None:
+    """How many photographs of these heights and widths to go on by, and the first of SIZES, at which features take but a share of the time:
+    all of them, else every second one, and so on while ENOUGH are left. None where that takes longer, too."""
+    for step in range(1, max(len(shapes) // ENOUGH, 1) + 1):
+        for side, doubled in SIZES:
+            pixels = sum(h * w * min(1.0, side / max(h, w)) ** 2 for h, w in shapes[::step])
+            if PIXEL_TAKES * pixels * (4 if doubled else 1) + PHOTOGRAPH_TAKES * len(shapes[::step]) <= SHARE * seconds:
+                return step, (side, doubled)
     return None
 
 
@@ -118,7 +120,7 @@ def triangulate(
 
     Args:
         images: (h, w, 3) uint8 of every view.
-        size: see `size_for`.
+        size: see `plan`.
         work: a folder for what is needed on the way, which is removed.
 
     Raises:

@@ -38,7 +38,7 @@ from .formats.transforms import written
 from .guard import read_arrays
 from .hooks import Control, Event, Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
 from .info import suggested_resolution
-from .landmarks import size_for, triangulate
+from .landmarks import plan, triangulate
 from .locks import locked
 from .memory import in_parts
 from .mesh import Mesh, clean, extract
@@ -255,14 +255,15 @@ def find_landmarks(scene: Scene, config: Config, backend: Backend, run: Path, go
     kept.unlink(missing_ok=True)
     device = backend.device.type
     seconds = t.steps * STEP_TAKES[device] if t.steps is not None else 60.0 * (t.minutes or DEFAULT_MINUTES[device])
-    size = size_for([scene.shapes[i] for i in scene.train], seconds)
-    if size is None:
+    planned = plan([scene.shapes[i] for i in scene.train], seconds)
+    if planned is None:
         events(Note("no time for sparse points, which make scenes without masks much better: give more --minutes"))
         return
+    step, size = planned
     threads = config.threads or os.cpu_count() or 1
     try:
         points, sightings = triangulate(
-            scene.capture, scene.images, scene.train, scene.center, size, run / f".{POINTS}", seed=t.seed, threads=threads,
+            scene.capture, scene.images, scene.train[::step], scene.center, size, run / f".{POINTS}", seed=t.seed, threads=threads,
             on_progress=lambda done, what: events(MeshProgress(done, what)),
         )  # fmt: skip
         with whole(kept) as file:

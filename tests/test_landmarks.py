@@ -15,7 +15,7 @@ from fastsurf.cameras import Capture, project
 from fastsurf.child import ChildError
 from fastsurf.config import SceneConfig, load_config
 from fastsurf.hooks import Note, PhaseDone
-from fastsurf.landmarks import A_STEP, BEFORE, FEWEST, MARGIN, Landmarks, landmarks_of, neighbours, size_for, triangulate
+from fastsurf.landmarks import A_STEP, BEFORE, FEWEST, MARGIN, Landmarks, landmarks_of, neighbours, plan, triangulate
 from fastsurf.losses import points_loss
 from fastsurf.model import points_fade
 from fastsurf.scene import load_scene
@@ -115,8 +115,9 @@ def test_photographs_are_compared_with_those_from_nearly_the_same_side():
 
 def test_photographs_are_reduced_where_time_is_short():
     shapes = [(1000, 1500)] * 50
-    sizes = [size_for(shapes, seconds) for seconds in (math.inf, 80, 55, 1)]
-    assert sizes == [(1000, True), (1000, False), (700, False), None]
+    plans = [plan(shapes, seconds) for seconds in (math.inf, 80, 55, 1)]
+    assert plans == [(1, (1000, True)), (1, (1000, False)), (1, (700, False)), None]
+    assert plan(shapes * 6, 200) == (2, (700, False)) and plan(shapes * 6, 60) == (5, (700, False)) and plan(shapes * 6, 20) is None
 
 
 def test_points_lie_on_the_walls_and_where_photographs_saw_them(walk, made):
