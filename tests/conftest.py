@@ -1,3 +1,4 @@
+import signal
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,10 @@ SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
 def pytest_configure(config):
-    """In one of several processes (pytest-xdist), torch's threads would only wait for those of the others."""
+    """Ctrl-C works, though a shell that runs this in the background has it ignored. And in one of several processes (pytest-xdist), torch's
+    threads would only wait for those of the others."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
         import torch
 
