@@ -5,6 +5,7 @@ and pixel centres at half integers: the centre of the top-left pixel is (0.5, 0.
 COLMAP's model names and parameter order, so that photographs are never resampled: pixels of a distorted image become rays.
 """
 
+import contextlib
 import functools
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,6 +176,8 @@ def world_to_pixels(view: View, points: np.ndarray) -> np.ndarray:
 @functools.cache
 def load_pycolmap() -> ModuleType | None:
     """pycolmap, kept from writing to the terminal, or None where it is not installed (there is no wheel for some systems)."""
+    with contextlib.suppress(ImportError):
+        from PIL import Image  # noqa: F401 # loaded after pycolmap 4.2, Pillow 13 writes PNG with half of another zlib, and crashes
     try:
         import pycolmap
     except ImportError:
