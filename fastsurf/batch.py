@@ -170,7 +170,7 @@ def plan(scenes: Sequence[str | Path], out: Path, config: Config, format: str | 
     if not scenes:
         raise UsageError("batch wants SCENES: folders or files with photographs and cameras, photographs alone, or videos")
     where = replace(config.scene, masks=_absolute(config.scene.masks), ignore=_absolute(config.scene.ignore))
-    config = replace(config, scene=where)
+    config = replace(config, scene=where, poses=replace(config.poses, masks=_absolute(config.poses.masks)))
     named = names_of([Path(scene).absolute() for scene in scenes])
     jobs = [Job(name, path, out, config, format, fingerprint(path, config, format, out), force) for name, path in sorted(named.items())]
     for job in jobs if not force else []:
@@ -209,7 +209,8 @@ def fingerprint(scene: Path, config: Config, format: str | None, out: Path) -> s
     Photographs are not read for it. How many threads there are does not matter.
     """
     root = scene.parent if scene.suffix.lower() in CAMERA_FILES and scene.is_file() else scene
-    folders = [Path(given) for given in (config.scene.masks, config.scene.ignore) if os.path.isabs(given)]
+    given = (config.scene.masks, config.poses.masks, config.scene.ignore)
+    folders = [Path(folder) for folder in given if os.path.isabs(folder)]
     files = [_files(folder, out) for folder in (root, *folders)]
     return _digest(json.dumps([FORMAT, to_dict(replace(config, threads=0)), format, files]))
 

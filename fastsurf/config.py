@@ -150,6 +150,7 @@ class PosesConfig:
 
     pairs: str = "auto"  # which are compared: auto (all of up to 80, else those that look alike) | all | sequence (video, a walk)
     cameras: str = "auto"  # which share one: auto (same size, make, model and focal length) | one | folder | each
+    masks: str = "auto"  # features inside masks alone: auto (those found) | ignore | a folder of masks
     max_side: int = 1000  # pixels; features are looked for at this size
     features: int = 2048  # of a photograph, at most
     frames: int = 120  # of a video, at most

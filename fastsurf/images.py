@@ -95,6 +95,11 @@ def read_images(views: Sequence[View], with_masks: bool, alpha_masks: bool, matt
     return ImageStore(colors, coverage, torch.from_numpy(offsets), widths, left_out)
 
 
+def read_coverage(view: View) -> np.ndarray:
+    """A view's mask, (h, w) uint8, 255 is object: its file, where it has none its photograph's alpha channel."""
+    return _read_photograph(view, matte=None)[1] if view.mask is None else _read_mask(view)
+
+
 def _read_photograph(view: View, matte: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Colour (h, w, 3) and alpha (h, w), uint8."""
     from PIL import Image

@@ -149,6 +149,8 @@ class Poses:
     """which photographs are compared; auto: all of up to 80, else those that look alike; of a video: sequence"""
     cameras: Annotated[str | None, arg(metavar="auto|one|folder|each", help_behavior_hint="")] = None
     """which photographs share a camera; auto: those of the same size, make, model and focal length"""
+    masks: Annotated[str | None, arg(metavar="auto|ignore|DIR", help_behavior_hint="")] = None
+    """where features are looked for; auto: inside the masks that are found, those of a thing on a turntable for instance"""
     side: Count = None
     """features are looked for in photographs reduced to N pixels (1000)"""
     features: Count = None
@@ -171,9 +173,10 @@ class Poses:
     @property
     def config(self) -> PosesConfig:
         """The defaults with what was given on top."""
+        check_masks(self.masks)
         return _given(
-            PosesConfig(), pairs=self.pairs, cameras=self.cameras, max_side=self.side, features=self.features, frames=self.frames,
-            least=self.least,
+            PosesConfig(), pairs=self.pairs, cameras=self.cameras, masks=self.masks, max_side=self.side, features=self.features,
+            frames=self.frames, least=self.least,
         )  # fmt: skip
 
 
@@ -530,9 +533,18 @@ def read_as(scene: SceneConfig, flags: Photographs) -> SceneConfig:
     """
     if flags.holdout is not None and (flags.holdout < 0 or flags.holdout == 1):
         raise UsageError(f"--holdout wants 0 (nothing), or 2 or more (every N-th view), found {flags.holdout}")
-    if flags.masks not in (None, "auto", "ignore") and not Path(str(flags.masks)).is_dir():
-        raise UsageError(f"--masks wants auto, ignore or a folder of masks, found {flags.masks!r}")
+    check_masks(flags.masks)
     return _given(scene, masks=flags.masks, holdout=flags.holdout)
+
+
+def check_masks(masks: str | None) -> None:
+    """Refuse what --masks can't mean.
+
+    Raises:
+        UsageError: no folder of that name.
+    """
+    if masks not in (None, "auto", "ignore") and not Path(str(masks)).is_dir():
+        raise UsageError(f"--masks wants auto, ignore or a folder of masks, found {masks!r}")
 
 
 def _given(section: T, **flags: object) -> T:

@@ -3,6 +3,8 @@
 A scene folder holds images/ (hard links where that is possible), masks/ where there were any, database.db (COLMAP's features and matches),
 poses.json (what was asked for, and what came of it), colmap.log, and, at the very end, sparse/0: only then is it a scene. Its frame is
 COLMAP's own, of arbitrary scale, turned so that the cameras' mean up direction is +z.
+
+Where photographs have masks, features are looked for inside them alone: what is outside may stand still while the thing turns.
 """
 
 import dataclasses
@@ -15,13 +17,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .cameras import load_pycolmap
+import numpy as np
+
+from .cameras import Camera, View, load_pycolmap
 from .child import ChildError, python_at_work
 from .config import Config, PosesConfig, check
 from .errors import BackendError, SceneError, UsageError
 from .files import write_whole
 from .footage import Footage, find_footage, gather, names_in
 from .formats import sniff
+from .formats.checks import find_masks, image_size
 from .guard import read_json
 from .hooks import Hook, MeshProgress, Note, Phases, Saved, announce
 
@@ -30,6 +35,8 @@ MADE = ("images", "masks", "database.db", "database.db-shm", "database.db-wal", 
 LEAST_PYCOLMAP = (4, 2)
 STAGES = ("features", "matching", "mapping")
 FEW_FEATURES = 300  # of a photograph: blurred, or of plain surfaces
+MOST_MORE = 4.0  # times the features that are asked for, of which those outside masks are dropped
+GLANCE = 256  # pixels a side at which masks are judged
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Poses:
 
 def find_poses(
     source: str | Path, out: str | Path, config: PosesConfig | None = None, *, seed: int = 0, threads: int = 0, force: bool = False,
-    hooks: Sequence[Hook] = (),
+    invert_masks: bool = False, hooks: Sequence[Hook] = (),
 ) -> Poses:  # fmt: skip
     """Make a COLMAP scene of photographs or a video. Interrupted, the same call goes on where it was; once finished, it returns at once.
 
@@ -70,10 +77,11 @@ def find_poses(
         out: folder of the scene.
         threads: 0 takes all.
         force: replace what an earlier call with another source or other options left in `out`.
+        invert_masks: what is dark in masks is the object.
 
     Raises:
         UsageError: `out` holds something else. ConfigError: see config.check.
-        SceneError: no photographs, unreadable ones, or too few that fit together.
+        SceneError: no photographs, unreadable ones or masks, or too few that fit together.
         BackendError: no pycolmap, or COLMAP failed.
     """
     config, source, out, events = config or PosesConfig(), Path(source), Path(out), announce(hooks)
@@ -83,7 +91,9 @@ def find_poses(
         raise SceneError(f"no photographs in {source}: want a folder of them (jpg, png, tif, webp, heic) or a video (mp4, mov)")
     if 0 < len(footage.names) < 3:
         raise SceneError(f"{source}: found {len(footage.names)} photographs; cameras can be found for three or more, of one thing")
-    asked = _asked(footage, config, seed)
+    if config.masks not in ("auto", "ignore"):
+        footage = dataclasses.replace(footage, masks=_folder(config.masks, source))
+    asked = _asked(footage, config, seed, invert_masks)
     record = _claim(out, asked, force)
     if (out / MODEL).is_dir():
         return _poses(out, record["found"], {})
@@ -93,25 +103,90 @@ def find_poses(
         gather(footage, out / "images", out / "masks", config.frames, lambda done, what: events(MeshProgress(done, what)))
         names = names_in(out / "images")
         phase.detail = f"{len(names)} {'frames of a video' if footage.is_video else 'photographs'}"
-    found = _place(out, asked, threads or os.cpu_count() or 1, phases)
+        shutil.rmtree(out / PART, ignore_errors=True)
+        (out / PART).mkdir()
+        where = config.masks if config.masks in ("auto", "ignore") else str(out / "masks")
+        share = _write_masks(out, names, where, invert_masks, events)
+    if share is not None:
+        events(Note("features are looked for inside the masks alone (--masks ignore: everywhere, if the surroundings stood still too)"))
+    found = _place(out, asked, share, threads or os.cpu_count() or 1, phases)
     found["left_out"] = sorted(set(names) - set(found["placed"]))
-    _judge(found, len(names), config, out)
+    _judge(found, len(names), config, out, share is not None)
     for note in _notes(found, len(names)):
         events(Note(note))
-    shutil.rmtree(out / PART / ".models", ignore_errors=True)
+    for folder in (".models", ".masks"):
+        shutil.rmtree(out / PART / folder, ignore_errors=True)
     _write_record(out, asked | {"found": found})
     os.replace(out / PART, out / MODEL)
     events(Saved("scene", out))
     return _poses(out, found, phases.seconds)
 
 
-def _place(out: Path, asked: dict[str, Any], threads: int, phases: Phases) -> dict[str, Any]:
-    """Run COLMAP; the model is left in out/PART/0, and what it said about it returned."""
-    shutil.rmtree(out / PART, ignore_errors=True)
-    (out / PART).mkdir()
+def _folder(masks: str, source: Path) -> Path:
+    """The folder of masks that is meant, as the loaders read it.
+
+    Raises:
+        SceneError: there is none.
+    """
+    folder = next((f for f in (Path(masks), source / masks) if f.is_dir()), None)
+    if folder is None:
+        raise SceneError(f"masks: want auto, ignore or a folder, found {masks!r}, which is no folder")
+    return folder
+
+
+def _write_masks(out: Path, names: Sequence[str], where: str, invert: bool, events: Hook) -> float | None:
+    """Where COLMAP is to look for features, as it wants it: out/PART/.masks/NAME.png of each photograph's size, else 0.
+
+    Args:
+        where: auto, ignore or a folder of masks.
+        invert: what is dark in them is the object.
+
+    Returns:
+        the share of the photographs that is object; None without masks.
+
+    Raises:
+        SceneError: unreadable masks, or such as can't be of one object.
+    """
+    from PIL import Image
+
+    folder = out / "images"
+    sizes = [image_size(folder / name) for name in names]
+    views = [
+        View(name, folder / name, None, Camera("PINHOLE", w, h, (1.0, 1.0, w / 2, h / 2)), np.eye(3, 4))
+        for name, (w, h) in zip(names, sizes, strict=True)
+    ]
+    views, alpha, _ = find_masks(out, views, where, in_order=False)
+    if not alpha and views[0].mask is None:
+        return None
+    from .images import read_coverage  # with torch, which takes a second to load
+    from .scene import check_masks
+
+    small = []
+    for done, view in enumerate(views):
+        events(MeshProgress(done / len(views), f"mask of {view.name}"))
+        mask = read_coverage(view)
+        inside = (mask > 127) != invert
+        file = out / PART / ".masks" / f"{view.name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).save(file, compress_level=1)
+        step = max(1, max(mask.shape) // GLANCE)
+        small.append(np.where(inside[::step, ::step], 255, 0).astype(np.uint8))
+    check_masks(small, names, "an image editor (reconstruct: --set scene.invert_masks=true)")
+    return float(np.mean([(mask > 0).mean() for mask in small]))
+
+
+def _place(out: Path, asked: dict[str, Any], share: float | None, threads: int, phases: Phases) -> dict[str, Any]:
+    """Run COLMAP; the model is left in out/PART/0, and what it said about it returned.
+
+    Args:
+        share: of the photographs, that masks leave.
+    """
     job = {"scene": str(out.resolve()), "model": str(out.resolve() / PART / "0"), "threads": threads}
     phases.events(Saved("database", out / "database.db"))
     job |= {key: asked[key] for key in ("pairs", "cameras", "max_side", "features", "seed")}
+    job["masks"] = None if share is None else str(out.resolve() / PART / ".masks")
+    if share is not None:  # COLMAP takes the largest of a photograph, and then drops those outside
+        job["features"] = round(asked["features"] * min(1.0 / share, MOST_MORE))
     child = python_at_work(["-P", "-m", "fastsurf.sfm"], json.dumps(job), out / "colmap.log", "COLMAP", OMP_NUM_THREADS="1")
     try:
         with child as lines:  # COLMAP has its own threads; OpenMP's inside them made matches differ from run to run
@@ -131,17 +206,21 @@ def is_bare(path: Path) -> bool:
     return find_footage(path) is not None
 
 
-def _asked(footage: Footage, config: PosesConfig, seed: int) -> dict[str, Any]:
+def _asked(footage: Footage, config: PosesConfig, seed: int, invert_masks: bool) -> dict[str, Any]:
     """What a scene is made of and how: where two agree in this, their scenes do."""
     stats = [(name, (footage.root / name).stat()) for name in footage.names or ("",)]
+    if footage.masks is not None:
+        files = sorted(file for file in footage.masks.rglob("*") if file.is_file())
+        stats += [(f"mask {file.relative_to(footage.masks).as_posix()}", file.stat()) for file in files]
     options = dataclasses.asdict(config)
     del options["least"]  # judges the outcome
+    options |= {"masks": config.masks != "ignore", "invert_masks": invert_masks}
     if footage.is_video and config.pairs == "auto":
         options["pairs"] = "sequence"
     if footage.is_video and config.cameras == "auto":
         options["cameras"] = "one"
     return {
-        "source": str(footage.root.resolve()), "masks": None if footage.masks is None else str(footage.masks.resolve()), **options,
+        "source": str(footage.root.resolve()), "mask_folder": None if footage.masks is None else str(footage.masks.resolve()), **options,
         "seed": seed, "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
     }  # fmt: skip
 
@@ -200,8 +279,11 @@ def _follow(answers: Iterator[dict[str, Any]], stage: str, events: Hook) -> str:
     raise AssertionError(stage)
 
 
-def _judge(found: dict[str, Any], n: int, config: PosesConfig, out: Path) -> None:
+def _judge(found: dict[str, Any], n: int, config: PosesConfig, out: Path, masked: bool) -> None:
     """Refuse a model that leaves most photographs out.
+
+    Args:
+        masked: features were looked for inside masks alone.
 
     Raises:
         SceneError: with the likely reason.
@@ -212,13 +294,17 @@ def _judge(found: dict[str, Any], n: int, config: PosesConfig, out: Path) -> Non
     several = f" in the largest of {len(found['sizes'])} models" if len(found["sizes"]) > 1 else ""
     how = f"{out}: {placed} of {n} photographs found their place{several}, want {config.least:.0%}"
     if found["features"] < FEW_FEATURES:
-        why = f"a photograph shows only {found['features']} features: blurred, dark, or of plain surfaces"
+        inside = " inside its mask" if masked else ""
+        why = f"a photograph shows only {found['features']} features{inside}: blurred, dark, or of plain surfaces"
     elif found["pairs"] < n - 1:
         why = f"only {found['pairs']} pairs of photographs fit together: take more, a small step apart, each sharing most of the one before"
     elif several:
         why = "parts of the photographs share too little with the others: take some in between"
     else:
         why = "the camera hardly moved between them, or what they show did: walk round a thing that stands still"
+        why += "" if masked else ", or give masks of one that turns"
+    if masked:
+        why += "; --masks ignore (reconstruct: --set poses.masks=ignore) takes features of the surroundings too, if they stood still"
     least = max(placed - 1, 0) / n
     accept = f"; --least {least:.1f} (reconstruct: --set poses.least={least:.1f}) takes what there is" if placed >= 3 else ""
     raise SceneError(f"{how}. {why[0].upper()}{why[1:]}{accept}")

@@ -186,9 +186,11 @@ def _reconstruct(
     phases = Phases(events)
     if not isinstance(source, Scene) and format is None and is_bare(Path(source)):
         with phases("poses") as phase:
+            masks = config.scene.masks if config.poses.masks == "auto" else config.poses.masks
             placed = find_poses(
-                source, run / POSES, config.poses, seed=config.train.seed, threads=config.threads, force=not go_on, hooks=[within(events)],
-            )
+                source, run / POSES, replace(config.poses, masks=masks), seed=config.train.seed, threads=config.threads,
+                force=not go_on, invert_masks=config.scene.invert_masks, hooks=[within(events)],
+            )  # fmt: skip
             phase.detail = f"{len(placed.placed)} of {len(placed.placed) + len(placed.left_out)} photographs placed"
         source = placed.scene
         began += phases.seconds["poses"]

@@ -300,8 +300,11 @@ def choose_box(capture: Capture, train: Sequence[int], masks: Sequence[np.ndarra
     return found
 
 
-def check_masks(masks: Sequence[np.ndarray], names: Sequence[str]) -> None:
+def check_masks(masks: Sequence[np.ndarray], names: Sequence[str], how: str = "--set scene.invert_masks=true") -> None:
     """Refuse masks that can't be of one object.
+
+    Args:
+        how: black and white can be swapped.
 
     Raises:
         SceneError: all are black, or black and white are swapped.
@@ -317,7 +320,7 @@ def check_masks(masks: Sequence[np.ndarray], names: Sequence[str]) -> None:
     if np.median(border) > 0.75 and np.median(border) > np.median(whole):
         raise SceneError(
             f"masks look inverted: the object fills {np.median(border):.0%} of the pictures' borders but {np.median(whole):.0%} of their "
-            f"area (first mask: {names[0]}); --set scene.invert_masks=true swaps black and white, --masks ignore does without"
+            f"area (first mask: {names[0]}); {how} swaps black and white, --masks ignore does without"
         )
 
 

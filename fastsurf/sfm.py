@@ -52,8 +52,9 @@ def run(job: dict[str, Any], say: Say, token: Any) -> None:
     """Features, matches and a model of the photographs in job["scene"]/images; the model is left in job["model"].
 
     Args:
-        job: scene, model, pairs, cameras, max_side, features, seed, threads; with known cameras (landmarks.py) known, wanted (pairs of
-            names), doubled and points (a file to write) for model, pairs and cameras.
+        job: scene, model, pairs, cameras, max_side, features, seed, threads, and masks, a folder of NAME.png that are 0 where no features
+            are wanted, or None; with known cameras (landmarks.py) known, wanted (pairs of names), doubled and points (a file to write) for
+            model, pairs, cameras and masks.
         say: takes the answers.
         token: pycolmap's CancellationToken.
     """
@@ -90,11 +91,16 @@ def _features(job: dict[str, Any], images: Path, database: Path, names: list[str
     options = pycolmap.FeatureExtractionOptions()
     options.max_image_size, options.num_threads = job["max_side"], job["threads"]
     options.sift.max_num_features = job["features"]
+    reader = pycolmap.ImageReaderOptions()
+    if job.get("masks"):
+        reader.mask_path = job["masks"]
     small = min(job["max_side"], *(max(lens(images / name)[:2]) for name in names)) <= SMALL
     options.sift.first_octave = -1 if job.get("doubled", small) else 0
     for portion, done in _portions(todo, max(2, job["threads"])):
         say({"done": len(names) - len(todo) + done, "of": len(names)})
-        pycolmap.extract_features(database, images, portion, extraction_options=options, cancellation_token=token)
+        pycolmap.extract_features(
+            database, images, portion, reader_options=reader, extraction_options=options, cancellation_token=token,
+        )  # fmt: skip
     with pycolmap.Database.open(database) as db:
         counts = [db.num_keypoints_for_image(ids[name]) if name in ids else 0 for name in names]
     median = int(np.median(counts))

@@ -12,19 +12,24 @@ from pathlib import Path
 import corner
 import numpy as np
 import pytest
+from captures import looking_at
 from PIL import Image
 from test_cli import TINY, fails, process, run
 
 pytest.importorskip("pycolmap")  # no wheel for some systems
 
-from fastsurf import poses
-from fastsurf.config import PosesConfig
+from fastsurf import poses, reconstruction
+from fastsurf.cameras import Camera, View
+from fastsurf.config import PosesConfig, SceneConfig, load_config
+from fastsurf.demo_scene import CENTER, DISTANCE, FIELD_OF_VIEW, photograph
 from fastsurf.errors import BackendError, ConfigError, SceneError, UsageError
 from fastsurf.formats import load
 from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Saved
 from fastsurf.poses import find_poses, is_bare
+from fastsurf.scene import load_scene
 from fastsurf.sfm import camera_groups, likeness, pairs_of, upright
 
+SIDE = 300  # pixels of the turntable's photographs
 MODEL_FILES = ("cameras.bin", "images.bin", "points3D.bin")
 
 
@@ -142,6 +147,139 @@ def test_masks_come_along(made, walk, tmp_path):
     assert all(view.mask == tmp_path / "scene/masks" / view.name for view in load(tmp_path / "scene").views)
 
 
+class Turntable:
+    """Photographs of the demo's solid that turns before a wall that stands still, and masks of it."""
+
+    def __init__(self, folder):
+        self.folder, self.true = folder, []
+        wall = Image.fromarray(corner.wallpaper(20)).resize((SIDE, SIDE))
+        for sub in ("images", "masks"):
+            (folder / sub).mkdir(parents=True)
+        for k in range(7):
+            turn, focal = np.radians(10.0 * k), 0.5 * SIDE / np.tan(0.5 * FIELD_OF_VIEW)
+            c2w = looking_at(CENTER + DISTANCE * np.array([0.9 * np.cos(turn), 0.9 * np.sin(turn), 0.43]), CENTER)
+            seen = Image.fromarray(photograph(c2w, focal, SIDE))
+            self.true.append(View(f"{k}.png", folder / f"images/{k}.png", None, Camera("PINHOLE", SIDE, SIDE, (1.0, 1.0, 0.0, 0.0)), c2w))
+            before = wall.copy()
+            before.paste(seen, mask=seen.getchannel("A"))
+            before.save(folder / f"images/{k}.png")
+            seen.getchannel("A").save(folder / f"masks/{k}.png")
+
+
+@pytest.fixture(scope="module")
+def turntable(tmp_path_factory):
+    return Turntable(tmp_path_factory.mktemp("turntable"))
+
+
+@pytest.fixture(scope="module")
+def turned(turntable, tmp_path_factory):
+    """The scene that it becomes, and the events on the way."""
+    events = []
+    return find_poses(turntable.folder, tmp_path_factory.mktemp("turned") / "scene", hooks=[events.append]), events
+
+
+def test_a_turntable_before_a_wall_needs_masks(turntable, turned, tmp_path):
+    found, events = turned
+    off, angles = against(load(found.scene).views, turntable.true)
+    assert len(found.placed) == 7 and off.max() < 0.03 and angles.max() < 3
+    notes = [e.text for e in events if isinstance(e, Note)]
+    assert notes == ["features are looked for inside the masks alone (--masks ignore: everywhere, if the surroundings stood still too)"]
+    with pytest.raises(SceneError, match="what they show did: walk round a thing that stands still, or give masks of one that turns"):
+        find_poses(turntable.folder, tmp_path / "scene", PosesConfig(masks="ignore", features=400))
+
+
+def test_features_lie_inside_masks(turntable, turned):
+    import pycolmap
+
+    with pycolmap.Database.open(turned[0].scene / "database.db") as db:
+        for image in db.read_all_images():
+            x, y = np.asarray(db.read_keypoints(image.image_id))[:, :2].astype(int).T
+            assert len(x) > 300 and (np.asarray(Image.open(turntable.folder / "masks" / image.name))[y, x] > 127).all()
+
+
+def test_masks_leave_with_the_scene_and_training_has_them(turntable, turned):
+    scene = turned[0].scene
+    assert {p.name for p in (scene / "sparse").iterdir()} == {"0"}
+    for view, mask in zip(load(scene).views, load_scene(scene).masks, strict=True):
+        assert view.mask == scene / "masks" / view.name
+        assert (mask.numpy() == np.asarray(Image.open(turntable.folder / "masks" / view.name))).all()
+
+
+@pytest.mark.parametrize("where", ["alpha", "a folder, swapped"])
+def test_masks_are_found_wherever_the_loaders_find_them(turntable, turned, tmp_path, where):
+    """Alpha channels, colours in front of nothing; or another folder, black and white swapped: the same cameras to the bit."""
+    shutil.copytree(turntable.folder / "images", tmp_path / "in")
+    (tmp_path / "cut").mkdir()
+    for view in turntable.true:
+        mask = Image.open(turntable.folder / "masks" / view.name)
+        if where == "alpha":
+            whole = Image.open(view.image)
+            whole.putalpha(mask)
+            whole.save(tmp_path / "in" / view.name)
+        mask.point(lambda level: 255 - level).save(tmp_path / "cut" / view.name)
+    config = PosesConfig(masks="auto" if where == "alpha" else str(tmp_path / "cut"))
+    scene = find_poses(tmp_path / "in", tmp_path / "scene", config, invert_masks=where != "alpha").scene
+    for name in MODEL_FILES:
+        assert (scene / "sparse/0" / name).read_bytes() == (turned[0].scene / "sparse/0" / name).read_bytes()
+    again = load_scene(scene, SceneConfig(invert_masks=where != "alpha"))
+    assert all((a == b).float().mean() > 0.99 for a, b in zip(again.masks, load_scene(turned[0].scene).masks, strict=True))
+
+
+def test_masks_that_cannot_be_are_refused(turntable, tmp_path):
+    shutil.copytree(turntable.folder, tmp_path / "in")
+    masks = tmp_path / "in/masks"
+    (masks / "0.png").rename(tmp_path / "0.png")
+    with pytest.raises(SceneError, match=r"no mask for 0.png \(1 of 7 missing\)"):
+        find_poses(tmp_path / "in", tmp_path / "a")
+    Image.open(tmp_path / "0.png").resize((SIDE, SIDE // 2)).save(masks / "0.png")
+    with pytest.raises(SceneError, match="want the same shape"):
+        find_poses(tmp_path / "in", tmp_path / "b")
+    (masks / "0.png").write_bytes(b"nothing")
+    with pytest.raises(SceneError, match=r"0.png can't be read"):
+        find_poses(tmp_path / "in", tmp_path / "c")
+    shutil.move(tmp_path / "0.png", masks / "0.png")
+    with pytest.raises(SceneError, match=r"masks look inverted.*an image editor \(reconstruct: --set scene.invert_masks=true\) swaps"):
+        find_poses(tmp_path / "in", tmp_path / "d", invert_masks=True)
+    with pytest.raises(SceneError, match="want auto, ignore or a folder, found 'nowhere'"):
+        find_poses(tmp_path / "in", tmp_path / "e", PosesConfig(masks="nowhere"))
+    (tmp_path / "others").mkdir()
+    shutil.copy(masks / "0.png", tmp_path / "others/another.png")
+    with pytest.raises(SceneError, match=r"no mask for 0.png \(7 of 7 missing\)"):
+        find_poses(tmp_path / "in", tmp_path / "f", PosesConfig(masks=str(tmp_path / "others")))
+
+
+def test_other_masks_are_another_scene(turntable, turned, tmp_path):
+    shutil.copytree(turned[0].scene, tmp_path / "scene")
+    other = "holds a scene of other photographs or options"
+    with pytest.raises(UsageError, match=other):
+        find_poses(turntable.folder, tmp_path / "scene", PosesConfig(masks="ignore"))
+    shutil.copytree(turntable.folder / "masks", tmp_path / "masks")
+    with pytest.raises(UsageError, match=other):
+        find_poses(turntable.folder, tmp_path / "scene", PosesConfig(masks=str(tmp_path / "masks")))
+    assert find_poses(turntable.folder, tmp_path / "scene").placed == turned[0].placed
+
+
+@pytest.mark.parametrize(("sets", "wanted"), [
+    ((), ("auto", False)), (("scene.masks=ignore",), ("ignore", False)), (("scene.invert_masks=true",), ("auto", True)),
+    (("scene.masks=cut", "poses.masks=ignore"), ("ignore", False)), (("scene.masks=cut",), ("cut", False)),
+])  # fmt: skip
+def test_reconstruct_finds_cameras_with_the_masks_that_it_learns_from(turntable, tmp_path, monkeypatch, sets, wanted):
+    def asked(source, out, config, *, invert_masks, **rest):
+        raise SceneError(f"{config.masks} {invert_masks}")
+
+    monkeypatch.setattr(reconstruction, "find_poses", asked)
+    with pytest.raises(SceneError, match="{} {}".format(*wanted)):
+        reconstruction.reconstruct(turntable.folder, load_config(None, [*sets, "backend=reference"]), run=tmp_path / "run")
+
+
+def test_pictures_are_written_after_colmap_was_loaded():
+    """Loaded before Pillow, it ends the process there."""
+    script = ("import io, numpy; from fastsurf.cameras import load_pycolmap; load_pycolmap(); from PIL import Image; "
+              "noise = numpy.random.default_rng(0).integers(0, 256, (300, 300, 3), numpy.uint8); "
+              "[Image.fromarray(noise).save(io.BytesIO(), 'PNG') for _ in range(5)]")  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(poses.__file__).parents[1], capture_output=True).returncode == 0
+
+
 def test_photographs_of_nothing_in_common_are_refused(tmp_path):
     for k in range(4):
         Image.fromarray(corner.wallpaper(10 + k)[:180, :240]).save(tmp_path / f"{k}.png")
@@ -250,6 +388,7 @@ def test_wrong_words_are_one_line(walk, tmp_path, capsys):
     words = ("poses", walk, "-o", tmp_path / "s", "--quiet")
     fails(capsys, 2, "poses has no --feature; did you mean --features?", *words, "--feature", "9")
     fails(capsys, 2, "poses.cameras: want one of auto, one, folder, each", *words, "--cameras", "two")
+    fails(capsys, 2, "--masks wants auto, ignore or a folder of masks, found 'no'", *words, "--masks", "no")
     fails(capsys, 2, "--seed and --threads want 0 or more, found -1", *words, "--seed", "-1")
 
 

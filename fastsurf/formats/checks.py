@@ -49,7 +49,7 @@ def finish(path: Path, format: str, views: Sequence[View], masks: str, *, points
     if np.ptp([view.center for view in views], axis=0).max() == 0:
         raise SceneError(f"{path}: all {len(views)} cameras stand on one point, which shows no depth; want different viewpoints")
     views, size_notes = _fit_sizes(path, views)
-    views, alpha, mask_notes = _find_masks(path, views, masks, masks_in_order)
+    views, alpha, mask_notes = find_masks(path, views, masks, masks_in_order)
     points, sightings, far = (points, sightings, 0) if points is None else _near(points, sightings)
     far_notes = [f"left out {far} sparse points that are not finite or further than {MOST_NUMBER:g} away"] if far else []
     said = tuple(map(one_line, (*notes, *size_notes, *mask_notes, *far_notes)))
@@ -259,8 +259,17 @@ def _fit_sizes(path: Path, views: Sequence[View]) -> tuple[list[View], list[str]
     return fitted, notes
 
 
-def _find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool) -> tuple[list[View], bool, list[str]]:
-    """Views with their masks, whether alpha channels are the masks instead, and notes."""
+def find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool) -> tuple[list[View], bool, list[str]]:
+    """Views with their masks, whether alpha channels are the masks instead, and notes.
+
+    Args:
+        path: folder of the scene.
+        masks: auto (those found), ignore or a folder.
+        in_order: masks with other names than the photographs belong to them in sorted order.
+
+    Raises:
+        SceneError: no such folder, some photographs without a mask, or masks of another shape.
+    """
     bare = [replace(view, mask=None) for view in views]
     if masks == "ignore":
         return bare, False, []
