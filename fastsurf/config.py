@@ -103,7 +103,7 @@ class LossConfig:
     huber: float = 0.0  # colours off by less than this are blamed in proportion (Huber's loss); 0: L1
     outlier: float | None = None  # rays off by this pull a quarter as much as others; 0: all alike; none: 0.15 with masks, else 0
     plain_colors: float = 0.8  # progress from which colours, but not the surface, learn from outliers as well; above 1: never
-    transient: float = 0.0  # patches of photographs off by so many times the median pull half as much: passers-by; 0: all alike
+    transient: float = 0.0  # patches off by so many times the median, for their contrast, pull half as much: passers-by (1.5); 0: all alike
     mask: float = 0.1  # binary cross-entropy of the ray's opacity, where masks exist
     points: float = 0.02  # cross-entropy of the occupancy at sparse points and on the way to them, without masks
     points_until: float = 0.6  # progress at which that has faded to nothing, half-way there it begins to: points are off by a pixel

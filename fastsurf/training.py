@@ -34,7 +34,7 @@ SHORT_MINUTES, SHORT_RAYS = 0.5, 512  # a CPU has too few steps in so short a ru
 GRID_LOOKS_EVERYWHERE = 8  # the first grid updates look at every cell
 SMALL = 1 << 16  # numbers of a parameter whose gradient is looked at in every step
 LEAST_SHARE = 0.2  # of `train.minutes` that is training, however long the rest takes
-PATCHES_FROM = 0.3  # progress; before, most of what is unexplained is not yet learned
+PATCHES_FROM = 0.15  # progress; before, most of what is unexplained is not yet learned
 SKIPPED_SHARE = 0.01  # of all steps, that may be skipped however many they are
 PSNR_MEMORY = 0.98  # of the running mean of squared errors, per step
 
@@ -52,7 +52,7 @@ class Training:
             model.appearance.learned[[i for i in scene.train if i not in scene.blind]] = True
         used = "points" in model.method.losses and self.config.loss.points > 0 and self.config.scene.points != "ignore"
         self.landmarks = scene.landmarks.to(backend.device) if used and scene.landmarks is not None else None
-        self.patches = Patches(scene.shapes, backend.device) if self.config.loss.transient > 0 else None
+        self.patches = Patches(scene.images, backend.device) if self.config.loss.transient > 0 else None
         self.step = 0
         self.skipped, self.in_a_row = 0, 0  # steps whose numbers were not finite: all, and those just now
         self.paused = 0.0  # seconds since the last step that are nobody's

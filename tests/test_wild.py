@@ -15,7 +15,7 @@ from fastsurf.config import SceneConfig, load_config
 from fastsurf.errors import ConfigError, SceneError, UsageError
 from fastsurf.meshio import read_mesh
 from fastsurf.model import Model
-from fastsurf.patches import ACROSS, Patches
+from fastsurf.patches import ACROSS, FLAT, Patches
 from fastsurf.pictures import fit_appearance, render_rays, vertex_colors
 from fastsurf.rays import Batch, make_rays
 from fastsurf.reconstruction import reconstruct
@@ -119,7 +119,7 @@ def test_a_resumed_run_ends_like_one_left_alone(tiny, tmp_path, stop):
         pass
     for name, p in alone.model.state_dict().items():
         assert torch.equal(p, second.model.state_dict()[name]), name
-    assert alone.patches.errors.any() and alone.patches.bound.isfinite()
+    assert alone.patches.errors.any() and (alone.patches.trusted < 1).any()
     for name, t in alone.patches.tensors().items():
         assert torch.equal(t, second.patches.tensors()[name]), name
     names = [view.name for view in tiny.capture.views]
@@ -274,7 +274,7 @@ def test_what_is_wrong_with_pictures_of_what_to_ignore(tmp_path):
 def test_every_pixel_has_its_own_patch():
     """Patches are squares of one photograph, and every pixel is in one."""
     shapes = [(30, 100), (90, 50), (5, 5)]
-    patches = Patches(shapes, torch.device("cpu"))
+    patches = Patches([torch.zeros(h, w, 3, dtype=torch.uint8) for h, w in shapes], torch.device("cpu"))
     seen, first = set(), 0
     for view, (h, w) in enumerate(shapes):
         n = h * w
@@ -294,20 +294,52 @@ def rays_of(n, view):
     return make_rays(torch.zeros(n, 3), torch.tensor([0.0, 0.0, 1.0]).expand(n, 3), torch.full((n,), view))
 
 
+PLAIN = torch.full((32, 32, 3), 100, dtype=torch.uint8)  # a photograph, each of whose pixels is a patch
+
+
+def judged(image, errors, times=2.0):
+    """How far patches (32, 32) of a photograph are trusted, by errors (32, 32, 3); NaN where no ray went."""
+    patches = Patches([image], torch.device("cpu"))
+    patches.note(torch.arange(1024), errors.view(-1, 3))
+    assert (patches.trust(torch.arange(1024)) == 1).all()  # before the first judgement
+    patches.judge(times)
+    return patches.trust(torch.arange(1024)).view(32, 32)
+
+
 def test_patches_far_worse_than_most_count_for_little():
-    patches = Patches([(32, 32)], torch.device("cpu"))
-    everything = torch.arange(1024)
-    assert (patches.trust(everything) == 1).all()
-    patches.note(everything[:600], torch.full((600, 3), 0.03))
-    patches.note(everything[600:700], torch.tensor([-0.5, 0.1, 0.0]).expand(100, 3))
-    assert (patches.trust(everything) == 1).all()  # before the first judgement
-    patches.judge(2.0)
-    trust = patches.trust(everything)
-    assert (trust[:600] > 0.9).all() and (trust[600:700] < 0.02).all() and (trust[700:] == 1).all()  # the last were never seen
+    errors = torch.full((32, 32, 3), 0.03)
+    errors[20:25] = torch.tensor([-0.5, 0.1, 0.0])
+    errors[25:] = torch.nan
+    trust = judged(PLAIN, errors)
+    assert (trust[:19] > 0.9).all() and (trust[20:25] < 0.02).all() and (trust[26:] == 1).all()  # of the last nothing is known
+
+
+def test_neighbours_vote():
+    """One patch that is off among others that are not is a highlight, say, or chance."""
+    errors = torch.full((32, 32, 3), 0.05)
+    errors[8, 8] = errors[20:24, 20:24] = 0.3
+    trust = judged(PLAIN, errors)
+    assert trust[8, 8] > 0.5 and (trust[20:24, 20:24].max() < 0.5) and trust[2, 2] > 0.9
+    torch.testing.assert_close(judged(PLAIN, errors.flip(0)), trust.flip(0))
+
+
+def test_errors_count_for_the_contrast_that_a_photograph_has():
+    """Where it is full of details, a scene that is still blurred is off by as much as somebody in front of a wall."""
+    g = torch.Generator().manual_seed(0)
+    image, errors = PLAIN.clone(), torch.full((32, 32, 3), 0.02)
+    image[:, 16:] = torch.randint(0, 256, (32, 16, 3), generator=g, dtype=torch.uint8)
+    errors[:, 16:], errors[4:10, 4:10] = 0.2, 0.2
+    trust = judged(image, errors)
+    assert (trust[:, 18:] > 0.7).all() and (trust[5:9, 5:9] < 0.1).all()
+    noise = image[:, 18:].float() / 255
+    wanted = torch.stack([noise[k : k + 3, :3].reshape(9, 3).std(0, correction=0).sum() for k in (3, 9)])  # round rows 4 and 10, column 19
+    contrast = Patches([image], torch.device("cpu")).contrast.view(32, 32)
+    torch.testing.assert_close(contrast[[4, 10], 19], wanted + FLAT, atol=1e-5, rtol=0)
+    torch.testing.assert_close(contrast[:, :14], torch.full((32, 14), FLAT), atol=1e-3, rtol=0)
 
 
 def test_a_picture_without_errors_is_trusted():
-    patches = Patches([(32, 32)], torch.device("cpu"))
+    patches = Patches([PLAIN], torch.device("cpu"))
     patches.judge(2.0)
     patches.note(torch.arange(1024), torch.zeros(1024, 3))
     patches.judge(2.0)
@@ -315,7 +347,7 @@ def test_a_picture_without_errors_is_trusted():
 
 
 def test_errors_either_way_cancel_and_those_one_way_stay():
-    patches, g = Patches([(32, 32)], torch.device("cpu")), torch.Generator().manual_seed(0)
+    patches, g = Patches([PLAIN], torch.device("cpu")), torch.Generator().manual_seed(0)
     for _ in range(40):
         texture = torch.randn(1, 3, generator=g) * 0.3
         patches.note(torch.tensor([7, 7, 8]), torch.cat([texture, -texture, torch.full((1, 3), 0.2)]))
@@ -336,7 +368,7 @@ def test_both_ways_to_learn_note_the_same(tiny):
     for fused in (run.fused, None):
         run.fused = fused
         run.generator.set_state(state)
-        run.patches = Patches(tiny.shapes, torch.device("cpu"))
+        run.patches = Patches(tiny.images, torch.device("cpu"))
         learn(run)
         noted.append([run.patches.errors, run.patches.visits])
     assert noted[0][1].sum() == 64
