@@ -318,13 +318,19 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
     saved = shown = time.monotonic()
     state, t, meshed, turn = None, run.config.train, False, 0
 
+    def half_mesh(name: str, what: str) -> float:
+        start = time.monotonic()
+        takes = _half_mesh(run, folder / name, what, events)
+        run.aside += time.monotonic() - start
+        return takes
+
     def obey() -> None:
         nonlocal turn
         for wish in control.wishes():
             if wish == "save" and _save(folder, run, events):
                 events(Saved("checkpoint", folder / CHECKPOINT))
             elif wish == "mesh":
-                _half_mesh(run, folder / PREVIEW_MESH, "preview mesh", events)
+                half_mesh(PREVIEW_MESH, "preview mesh")
             elif wish == "view":
                 turn += 1
                 events(preview(run.model, run.scene, turn))
@@ -344,13 +350,13 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
                 events(Saved("checkpoint", folder / CHECKPOINT))
         if not meshed and state.progress >= FIRST_MESH_AT:
             meshed = True
-            run.besides += _half_mesh(run, folder / FIRST_MESH, "first mesh", events) - MESHING_TAKES
+            run.besides += half_mesh(FIRST_MESH, "first mesh") - MESHING_TAKES
         obey()
-        start = time.monotonic()
+        start, aside = time.monotonic(), run.aside
         while control.paused and not should_stop():
             obey()
             time.sleep(PATIENCE)
-        run.paused = time.monotonic() - start
+        run.paused, run.aside = time.monotonic() - start, aside
         if should_stop():
             events(Note(f"stopped at step {state.step}; saving and meshing what is there"))
             break
