@@ -18,8 +18,9 @@ from .appearance import MEAN
 from .config import Config, check, from_dict, to_dict
 from .errors import BackendError, CheckpointError, UsageError
 from .files import write_whole
-from .guard import parse_json
+from .guard import parse_json, read_json
 from .model import Model
+from .scene import Scene
 from .training import Training
 
 FORMAT = 1  # of the file; raised when an old file can no longer be read as it is
@@ -71,16 +72,7 @@ def save_checkpoint(path: Path, run: Training) -> None:
         BackendError: some of it is not finite; the checkpoint that is there stays.
         OSError: it can't be written, likewise.
     """
-    scene = run.scene
-    header = {
-        "format": FORMAT,
-        "config": to_dict(run.config),
-        "scene": str(scene.capture.path.resolve()),
-        "scene_format": scene.capture.format,
-        "center": [float(c) for c in scene.center],
-        "radius": float(scene.radius),
-        "background": run.model.background_kind,
-        "device": run.backend.device.type,
+    header = _about(run.scene, run.config, run.model.background_kind, run.backend.device.type) | {
         "levels": [[level.scale, level.resolution, level.offset, level.size] for level in run.model.field.levels],
         "step": run.step,
         "updates": run.optimizer.count,
@@ -88,7 +80,6 @@ def save_checkpoint(path: Path, run: Training) -> None:
         "progress": run.progress(),
         "seconds": run.seconds,
         "squared_error": run.squared_error,
-        "photographs": [view.name for view in scene.capture.views],
     }
     tensors = {f"model.{name}": t.contiguous() for name, t in run.model.state_dict().items()}
     tensors |= run.optimizer.tensors()
@@ -101,6 +92,39 @@ def save_checkpoint(path: Path, run: Training) -> None:
     write_whole(path, save(tensors, metadata={"fastsurf": json.dumps(header)}))
 
 
+def save_begun(path: Path, scene: Scene, config: Config, background: str, device: str) -> None:
+    """Write what a checkpoint will say about itself, as JSON, for who looks at a run that has saved nothing yet.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    tree = _about(scene, config, background, device) | {"step": 0, "progress": 0.0, "seconds": 0.0, "squared_error": 1.0}
+    write_whole(path, (json.dumps(tree, indent=1) + "\n").encode())
+
+
+def _about(scene: Scene, config: Config, background: str, device: str) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "config": to_dict(config),
+        "scene": str(scene.capture.path.resolve()),
+        "scene_format": scene.capture.format,
+        "center": [float(c) for c in scene.center],
+        "radius": float(scene.radius),
+        "background": background,
+        "device": device,
+        "photographs": [view.name for view in scene.capture.views],
+    }
+
+
+def read_begun(path: Path) -> Header:
+    """What `save_begun` has written.
+
+    Raises:
+        CheckpointError: no file, not one of ours, damaged, or of another format number.
+    """
+    return _header(read_json(path, CheckpointError), path)
+
+
 def read_header(path: Path) -> Header:
     """What is in a checkpoint.
 
@@ -110,7 +134,10 @@ def read_header(path: Path) -> Header:
     text = _metadata(path).get("fastsurf")
     if text is None:
         raise CheckpointError(f"{path}: a safetensors file, but not one of fastsurf's")
-    tree: dict[str, Any] = parse_json(text, str(path), CheckpointError)
+    return _header(parse_json(text, str(path), CheckpointError), path)
+
+
+def _header(tree: Any, path: Path) -> Header:
     try:
         if tree["format"] != FORMAT:
             found = f"checkpoint format {tree['format']}, this version reads {FORMAT}"

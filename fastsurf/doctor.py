@@ -177,24 +177,18 @@ def _coverage(scene: Scene) -> list[Finding]:
 def _masks(scene: Scene) -> list[Finding]:
     if scene.masks is None:
         return []
-    shares, found, n = object_shares(scene), [], len(scene.train)
-    empty = [i for i, share in zip(scene.train, shares, strict=True) if share == 0]
-    small = [i for i, share in zip(scene.train, shares, strict=True) if 0 < share < SMALL_MASK]
-    large = [i for i, share in zip(scene.train, shares, strict=True) if share > LARGE_MASK]
-    swapped = [i for i, share in zip(scene.train, shares, strict=True) if share <= LARGE_MASK and _fills_border(scene, i, share)]
-    if empty:
-        text = f"{len(empty)} of {n} masks are empty: {_names(scene, empty)}"
-        found.append(Finding("doubtful", "masks", text, "replace them, or take these photographs out"))
-    if small:
-        text = f"{len(small)} of {n} masks show less than {SMALL_MASK:.1%} of the photograph: {_names(scene, small)}"
-        found.append(Finding("doubtful", "masks", text, "check them"))
-    if large:
-        text = f"{len(large)} of {n} masks are bright nearly everywhere: {_names(scene, large)}"
-        found.append(Finding("doubtful", "masks", text, "replace them, or --masks ignore"))
-    if swapped:
-        text = f"{len(swapped)} of {n} masks look inverted, they fill the border more than the picture: {_names(scene, swapped)}"
-        found.append(Finding("doubtful", "masks", text, "swap black and white in them, or --masks ignore"))
-    return found
+    shares, n = list(zip(scene.train, object_shares(scene), strict=True)), len(scene.train)
+    kinds = [  # which views, what is to be said of them, what to do
+        ([i for i, share in shares if share == 0], "are empty", "replace them, or take these photographs out"),
+        ([i for i, share in shares if 0 < share < SMALL_MASK], f"show less than {SMALL_MASK:.1%} of the photograph", "check them"),
+        ([i for i, share in shares if share > LARGE_MASK], "are bright nearly everywhere", "replace them, or --masks ignore"),
+        (
+            [i for i, share in shares if share <= LARGE_MASK and _fills_border(scene, i, share)],
+            "look inverted, they fill the border more than the picture", "swap black and white in them, or --masks ignore",
+        ),
+    ]  # fmt: skip
+    found = [(f"{len(views)} of {n} masks {what}: {_names(scene, views)}", fix) for views, what, fix in kinds if views]
+    return [Finding("doubtful", "masks", text, fix) for text, fix in found]
 
 
 def _fills_border(scene: Scene, view: int, share: float) -> bool:

@@ -112,12 +112,14 @@ def _texture(surface: Surface, mesh: Mesh, side: int, scene: Scene, events: Hook
     uv, corners = texture.unwrap(mesh, side)
     views = surface.model.corrections.views(scene) if surface.model.corrections is not None else scene.capture.views
     photographs = [texture.Photograph(views[i], scene.images[i].numpy(), _counts(scene, i)) for i in scene.train]
-    made, share = texture.bake(
+    made, share, stops = texture.bake(
         surface.painted(mesh.vertices, mesh.faces) if mesh.colors is None else mesh, uv, corners, side, photographs,
         surface.colors, lambda done: events(MeshProgress(done, "texture")),
     )  # fmt: skip
     if share < MOSTLY:
         events(Note(f"{1 - share:.0%} of the texture is seen by no photograph: the field's colours are there"))
+    if stops > 0:
+        events(Note(f"photographs differ in exposure, by up to {stops:.1f} stops from their mean: evened out in the texture"))
     return made
 
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from . import formats
 from .cameras import View
-from .checkpoint import Header, read_header
+from .checkpoint import Header, read_begun, read_header
 from .errors import CheckpointError, FastsurfError, MeshError
 from .guard import read_arrays
 from .hooks import Note, PhaseDone, PhaseStarted, TrainState
 from .mesh import Mesh
 from .meshio import read_mesh
-from .reconstruction import CAMERAS, CHECKPOINT, FIRST_MESH, LOG, MESH, POINTS
+from .reconstruction import BEGUN, CAMERAS, CHECKPOINT, FIRST_MESH, LOG, MESH, POINTS
 from .runs import up_of
 from .scene import split
 from .ui.jsonlines import read_event
@@ -79,7 +79,7 @@ class Following:
     """What can be shown of a run, as of the last `update`.
 
     Attributes:
-        header: of its checkpoint; None until it has saved for the first time, and until then there is nothing to see but the log.
+        header: of its checkpoint, or what it says of itself before it has saved for the first time; None while photographs are read.
         views: photographs and cameras as the run has them, c2w (3, 4) in scene coordinates; empty where the photographs are gone.
         held_out: indices of the views that were kept from training.
         up: (3,) unit.
@@ -91,7 +91,7 @@ class Following:
     def __init__(self, run: str | Path):
         self.run = Path(run)
         self.log = Log(self.run / LOG)
-        if not any((self.run / name).is_file() for name in (LOG, CHECKPOINT)):
+        if not any((self.run / name).is_file() for name in (LOG, BEGUN, CHECKPOINT)):
             raise CheckpointError(f"{self.run} is no run: want the folder that a reconstruction makes, with {LOG} and {CHECKPOINT}")
         self.header: Header | None = None
         self.views: tuple[View, ...] = ()
@@ -109,7 +109,7 @@ class Following:
         if self.log.begun_anew():
             self.log = Log(self.log.path)
         changed = {"log"} if self.log.update() else set()
-        if self._changed(CHECKPOINT) and self._read_header():
+        if any([self._changed(CHECKPOINT), self._changed(BEGUN)]) and self._read_header():
             changed.add("scene")
         if self._changed(CAMERAS) and self.header is not None:
             self._read_cameras(self.header)
@@ -147,9 +147,11 @@ class Following:
 
     def _read_header(self) -> bool:
         """Whether the scene is another one now; the checkpoint changes every minute, and the scene hardly ever."""
-        if self._stamp(CHECKPOINT) is None:
+        there = [(stamp, name) for name in (BEGUN, CHECKPOINT) if (stamp := self._stamp(name)) is not None]
+        if not there:
             return False
-        before, self.header = self.header, read_header(self.run / CHECKPOINT)
+        _, newest = max(there)
+        before, self.header = self.header, (read_begun if newest == BEGUN else read_header)(self.run / newest)
 
         def scene(header: Header | None) -> object:
             return header and (header.scene, header.scene_format, header.center, header.radius, header.photographs)

@@ -1,8 +1,9 @@
 """The product: load → train → mesh → write. Start reading here.
 
-A run folder holds config.toml, log.jsonl, checkpoint.safetensors, preview.png, first_mesh.ply (half-way), mesh.ply, mesh.json (what it
-is), points.npz where sparse points were made, cameras.json where cameras are learned, and preview.ply where it was asked for; each is
-replaced whole or not at all. While a run is going it holds a lock. Photographs without cameras get them first, in the folder poses.
+A run folder holds begun.json (photographs and box), config.toml, log.jsonl, checkpoint.safetensors, preview.png, first_mesh.ply (half-way),
+mesh.ply, mesh.json (what it is), points.npz where sparse points were made, cameras.json where cameras are learned, and preview.ply where it
+was asked for; each is replaced whole or not at all. While a run is going it holds a lock. Photographs without cameras get them first, in
+the folder poses.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from .appearance import MEAN
 from .backends import Backend, choose_backend
 from .backends.native import NativeBackend
 from .cameras import load_pycolmap
-from .checkpoint import read_header, resume, save_checkpoint
+from .checkpoint import read_header, resume, save_begun, save_checkpoint
 from .child import ChildError
 from .config import Config, check, to_toml
 from .doctor import findings
@@ -54,6 +55,7 @@ from .ui.jsonlines import JsonLines
 
 CHECKPOINT, CONFIG, LOG, PREVIEW, MESH = "checkpoint.safetensors", "config.toml", "log.jsonl", "preview.png", "mesh.ply"
 POSES = "poses"  # the scene made of photographs without cameras
+BEGUN = "begun.json"  # which photographs, in which box: what is known before there is a checkpoint
 CAMERAS = "cameras.json"  # the learned ones
 POINTS = "points.npz"  # sparse points made of the photographs
 STEP_TAKES = {"cpu": 0.02, "cuda": 0.003}  # seconds, about
@@ -127,7 +129,7 @@ def reconstruct(
             raise UsageError(f"{run} already holds a run: continue it with --resume, or choose another folder with --run")
         if go_on:
             read_header(run / CHECKPOINT)
-        kept = (CHECKPOINT, CONFIG, PREVIEW, MESH, FIRST_MESH, PREVIEW_MESH, POINTS, CAMERAS)
+        kept = (BEGUN, CHECKPOINT, CONFIG, PREVIEW, MESH, FIRST_MESH, PREVIEW_MESH, POINTS, CAMERAS)
         sweep(*(run / name for name in kept), *([out] if out else []))
         log = JsonLines(run / LOG, append=go_on)
         others, told = announce(hooks), list[str]()
@@ -205,6 +207,8 @@ def _reconstruct(
         if backend.note:
             events(Note(backend.note))
         phase.detail = f"{len(scene.images)} photographs"
+        with _optional(BEGUN, events):
+            save_begun(run / BEGUN, scene, config, background_kind(scene, config), backend.device.type)
         find_landmarks(scene, config, backend, run, go_on, within(events))
         if scene.landmarks is not None:
             phase.detail += f", {scene.landmarks.count:,} points"
@@ -320,13 +324,19 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
     saved = shown = time.monotonic()
     state, t, meshed, turn = None, run.config.train, False, 0
 
+    def half_mesh(name: str, what: str) -> float:
+        start = time.monotonic()
+        takes = _half_mesh(run, folder / name, what, events)
+        run.aside += time.monotonic() - start
+        return takes
+
     def obey() -> None:
         nonlocal turn
         for wish in control.wishes():
             if wish == "save" and _save(folder, run, events):
                 events(Saved("checkpoint", folder / CHECKPOINT))
             elif wish == "mesh":
-                _half_mesh(run, folder / PREVIEW_MESH, "preview mesh", events)
+                half_mesh(PREVIEW_MESH, "preview mesh")
             elif wish == "view":
                 turn += 1
                 events(preview(run.model, run.scene, turn))
@@ -346,13 +356,13 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
                 events(Saved("checkpoint", folder / CHECKPOINT))
         if not meshed and state.progress >= FIRST_MESH_AT:
             meshed = True
-            run.besides += _half_mesh(run, folder / FIRST_MESH, "first mesh", events) - MESHING_TAKES
+            run.besides += half_mesh(FIRST_MESH, "first mesh") - MESHING_TAKES
         obey()
-        start = time.monotonic()
+        start, aside = time.monotonic(), run.aside
         while control.paused and not should_stop():
             obey()
             time.sleep(PATIENCE)
-        run.paused = time.monotonic() - start
+        run.paused, run.aside = time.monotonic() - start, aside
         if should_stop():
             events(Note(f"stopped at step {state.step}; saving and meshing what is there"))
             break

@@ -15,8 +15,12 @@ EVEN = 0.1  # light that the emptiest ray is taken to give, spread evenly
 
 def half_width(progress: float, config: SamplingConfig) -> float:
     """max(delta_max exp(-k beta), delta_min), with beta such that delta_min is reached at `delta_until`."""
-    decay = math.log(config.delta_max / config.delta_min) / config.delta_until
-    return max(config.delta_max * math.exp(-decay * progress), config.delta_min)
+    return max(config.delta_max * math.exp(-decay(config) * progress), config.delta_min)
+
+
+def decay(config: SamplingConfig) -> float:
+    """beta of `half_width`, for all of `progress`."""
+    return math.log(config.delta_max / config.delta_min) / config.delta_until
 
 
 def sharpness(width: float, config: FieldConfig) -> float:

@@ -5,6 +5,7 @@ A texel stands for the point of the surface under its middle. What a view has to
 about how many of its pixels show a unit of the surface, once more for looking straight at it, and for e in [0, 1], which rises with the
 distance from outlines, masks' borders and the picture's own: there the smallest error of pose or shape shows something else. Of the KEPT
 views with the largest w those off the median lose their say (a highlight, a passer-by), and the best is blended with others nearly as good.
+Where photographs differ in exposure or white balance, their colours are evened out before (exposure.py).
 """
 
 import math
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from .cameras import View, project, rescale
 from .errors import MeshError
+from .exposure import Photographs, evened, gains
 from .mesh import Bools, Faces, Floats, Ints, Mesh, Texture
 from .shade import Raster, cover, furthest_around, rasterise
 
@@ -26,6 +28,7 @@ EDGE = 8.0  # pixels of those over which e rises
 JUMP = 12.0  # pixels' widths that depth changes by within three pixels, where something begins
 OFF = 40.0  # of 255: so far off the median a view loses 1 - 1/e of its say
 BAND = 0.3  # views down to 1 - BAND of the best one's say are blended with it
+CLIPPED = 0.1  # of its say keeps a view that is too bright to tell the colour, where others are darker
 FAINT = 0.05  # of the usual say: where the best has less, the field's colour comes in
 _AT_ONCE = 1 << 18  # texels
 
@@ -83,8 +86,8 @@ def bake(
     photographs: Sequence[Photograph],
     paint: Callable[[Floats], Colors],
     on_progress: Callable[[float], None] = lambda _: None,
-) -> tuple[Texture, float]:
-    """The texture of a mesh with colours, and the share of its texels that photographs see.
+) -> tuple[Texture, float, float]:
+    """The texture of a mesh with colours, the share of its texels that photographs see, and the most stops that one was evened out by.
 
     Args:
         paint: world points (n, 3) on the surface -> colours (n, 3), for what no photograph sees.
@@ -93,9 +96,15 @@ def bake(
     texels = _texels(mesh, uv, corners, side)
     says = np.zeros((len(texels.at), KEPT), np.float32)
     seen = np.zeros((len(texels.at), KEPT, 3), np.uint8)
+    whose = np.zeros((len(texels.at), KEPT), np.min_scalar_type(len(photographs)))
     for k, photograph in enumerate(photographs):
-        _look(photograph, mesh, texels, says, seen)
+        _look(k, photograph, mesh, texels, says, seen, whose)
         on_progress((k + 1) / len(photographs))
+    stops = gains(seen, whose, says > 0, len(photographs))
+    for start in range(0, len(texels.at) if stops.any() else 0, _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        seen[part], clipped = evened(seen[part], whose[part], stops)
+        says[part][clipped] *= CLIPPED
     blended, trust = _blend(says, seen, texels.colors)
     unseen = np.flatnonzero(trust < 1)
     if len(unseen):
@@ -103,7 +112,8 @@ def bake(
         blended[unseen] = share * blended[unseen] + (1 - share) * paint(texels.points[unseen])
     flat = np.zeros((side * side, 3), np.uint8)
     flat[texels.at] = (blended + 0.5).clip(0, 255).astype(np.uint8)
-    return Texture(uv, corners, _spread(flat.reshape(side, side, 3), texels.at)), float((says > 0).any(1).mean())
+    made = Texture(uv, corners, _spread(flat.reshape(side, side, 3), texels.at))
+    return made, float((says > 0).any(1).mean()), float(np.abs(stops).max(initial=0.0))
 
 
 def _texels(mesh: Mesh, uv: Floats, corners: Faces, side: int) -> Texels:
@@ -124,7 +134,7 @@ def _texels(mesh: Mesh, uv: Floats, corners: Faces, side: int) -> Texels:
     return Texels(at, points, normals, colors)
 
 
-def _look(photograph: Photograph, mesh: Mesh, texels: Texels, says: Weights, seen: Colors) -> None:
+def _look(k: int, photograph: Photograph, mesh: Mesh, texels: Texels, says: Weights, seen: Colors, whose: Photographs) -> None:
     """Let one view have its say: where it has more than the least of those kept, it takes its place."""
     camera, c2w = photograph.view.camera, photograph.view.c2w
     smaller = min(1.0, DEPTH_SIDE / max(camera.width, camera.height))
@@ -150,7 +160,7 @@ def _look(photograph: Photograph, mesh: Mesh, texels: Texels, says: Weights, see
         least = says[rows].argmin(1)
         more = say > says[rows, least]
         rows, least = rows[more], least[more]
-        says[rows, least], seen[rows, least] = say[more], _bilinear(photograph.image, xy[more])
+        says[rows, least], seen[rows, least], whose[rows, least] = say[more], _bilinear(photograph.image, xy[more]), k
 
 
 def _edge(raster: Raster, counts: Bools | None, focal: float) -> npt.NDArray[np.float32]:

@@ -26,6 +26,7 @@ from .patches import Patches
 from .rays import Batch, Rays
 from .recording import Recording
 from .render import Samples
+from .sampling import decay
 from .scene import Scene
 
 DEFAULT_MINUTES = {"cpu": 3.0, "cuda": 0.5}
@@ -57,11 +58,12 @@ class Training:
         self.skipped, self.in_a_row = 0, 0  # steps whose numbers were not finite: all, and those just now
         self.paused = 0.0  # seconds since the last step that are nobody's
         self.seconds = 0.0  # of training
+        self.aside = 0.0  # of these, spent on what happens once: no part of the pace
         self.besides = 0.0  # seconds of `train.minutes` that are kept for reading and meshing
         self.squared_error = 1.0  # running mean, per channel
         self.learn: Callable[[], Tensor] | None = None  # `learn(self)`, or a recording of it
         self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) and model.method.fused else None  # None: by autograd
-        self.forecast = Forecast()
+        self.forecast = Forecast(decay(self.config.sampling))
         self.note = ""  # for the user, once training has begun
 
     def prepare(self) -> Callable[[], Tensor]:
@@ -106,7 +108,7 @@ def train(run: Training) -> Iterator[TrainState]:
     """
     run.prepare()  # before the clock starts
     began = time.perf_counter() - run.seconds
-    run.forecast(run.progress(), run.seconds)
+    run.forecast(run.progress(), run.seconds - run.aside)
     while (progress := run.progress()) < 1.0:
         start = time.perf_counter()
         losses, mse, hit, samples = _step(run, progress)
@@ -135,7 +137,7 @@ def train(run: Training) -> Iterator[TrainState]:
 
 def _seconds_left(run: Training, done: float) -> float:
     if run.config.train.steps is not None:
-        return run.forecast(done, run.seconds)
+        return run.forecast(done, run.seconds - run.aside)
     return run.seconds * (1.0 - done) / done if done > 0 else math.inf
 
 

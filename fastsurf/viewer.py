@@ -93,8 +93,9 @@ def status(run: Following) -> str:
         rows.append(("points", f"{len(run.points):,}"))
     if header is not None:
         rows.append(("box", f"{', '.join(f'{c:.5g}' for c in header.center)} ± {header.radius:.4g}"))
-    phase = "finished" if log.finished else log.phase or "no log"
-    waiting = "" if header is not None else "\n\nCameras, box and mesh come with the first checkpoint."
+    phase = "finished" if log.finished else log.phase or ("no log" if header is None or header.step else "read")
+    waiting = "" if header is not None else "\n\nCameras and box come when the photographs are read."
+    waiting += "" if run.mesh is not None or log.finished else "\n\nThe first mesh comes half-way."
     remarks = "".join(f"\n\n{text}" for text in [*run.problems.values(), *log.notes[-NOTES:]])
     return f"**{phase}**\n\n| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows) + waiting + remarks
 

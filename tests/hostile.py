@@ -3,6 +3,7 @@
 `make(folder)` writes them and returns those to break, `read(folder)` reads them.
 """
 
+import importlib.util
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ import rings
 from PIL import Image
 
 from fastsurf import formats
-from fastsurf.checkpoint import load_model, read_header
+from fastsurf.checkpoint import load_model, read_begun, read_header
 from fastsurf.config import Config, check, load_config, to_dict, to_toml
 from fastsurf.footage import lens, up_in_picture
 from fastsurf.formats import colmap
@@ -79,6 +80,29 @@ def _look(folder):
             image.convert("RGBA").getchannel("A").getextrema()
         lens(file)
         up_in_picture(file)
+
+
+def _heic(folder):
+    """A photograph of a telephone."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110], exif[0x0112] = "a maker", "a telephone", 6
+    exif.get_ifd(0x8769)[0x920A] = 4.2
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "a.heic", exif=exif, quality=80)
+    return [folder / "a.heic"]
+
+
+def _begun(folder):
+    tree = {
+        "format": 1, "config": to_dict(small_config()), "scene": "/nowhere", "scene_format": "transforms", "center": [0.0, 0.0, 0.0],
+        "radius": 1.0, "background": "model", "device": "cpu", "step": 0, "progress": 0.0, "seconds": 0.0, "squared_error": 1.0,
+        "photographs": ["a.png"],
+    }  # fmt: skip
+    (folder / "begun.json").write_text(json.dumps(tree))
+    return [folder / "begun.json"]
 
 
 def tetrahedron():
@@ -166,5 +190,8 @@ CASES = {
     "stl": _mesh(".stl"),
     "truth": (_truth, read_truth),
     "checkpoint": (_checkpoint, _open_checkpoint),
+    "begun": (_begun, lambda folder: read_begun(folder / "begun.json")),
     "config": (_config, lambda folder: check(load_config(str(folder / "a.toml")))),
 }
+if importlib.util.find_spec("pillow_heif") is not None:
+    CASES["heic"] = (_heic, _look)

@@ -309,7 +309,7 @@ def test_a_limit_on_the_size_of_files_is_one_line(tiny_folder, tmp_path):
     out, err = p.communicate(timeout=120)
     assert p.returncode == 1 and err.count("\n") == 1 and "the disk is full" in err and "fastsurf mesh" in err, err
     assert "the checkpoint could not be written (File too large)" in out
-    assert {path.name for path in (tmp_path / "r").iterdir()} <= {"log.jsonl", "config.toml", "preview.png", "first_mesh.ply"}
+    assert {path.name for path in (tmp_path / "r").iterdir()} <= {"begun.json", "log.jsonl", "config.toml", "preview.png", "first_mesh.ply"}
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")

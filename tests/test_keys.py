@@ -105,6 +105,63 @@ def test_the_terminal_is_given_back_however_it_ends(tiny_folder, tmp_path, numbe
         assert process.wait(60) == 130 and mode(terminal) == before
 
 
+SHELL = """
+import os, signal, sys, termios
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+mode, child = termios.tcgetattr(0), os.fork()
+if child == 0:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpid())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+print(f"job {child}.", flush=True)
+while True:
+    _, status = os.waitpid(child, os.WUNTRACED)
+    os.tcsetpgrp(0, os.getpgrp())
+    if not os.WIFSTOPPED(status):
+        sys.exit(os.waitstatus_to_exitcode(status))
+    left = termios.tcgetattr(0)[3] == mode[3]
+    termios.tcsetattr(0, termios.TCSADRAIN, mode)
+    print(f"stopped by {os.WSTOPSIG(status)}, mode put back: {left}, go on?", flush=True)
+    how = sys.stdin.readline().strip()
+    if how == "bg":
+        os.kill(child, signal.SIGCONT)
+        sys.stdin.readline()
+    os.tcsetpgrp(0, child)
+    if how == "fg":
+        os.kill(child, signal.SIGCONT)
+"""  # what a shell does of a job: it stops, and goes on behind or in front
+
+
+@pytest.mark.parametrize("how", ["ctrl-z", "stop", "bg"])
+def test_a_job_that_was_stopped_has_its_keys_again(tiny_folder, tmp_path, how):
+    """The shell has its own terminal's mode meanwhile, and at the end."""
+    words = ["-c", SHELL, "-m", "fastsurf", tiny_folder, "--run", tmp_path / "r", *TINY, "--steps", "100000"]
+    with on_a_terminal(words) as (process, terminal, wait_for, type_in):
+        before = mode(terminal)
+        job = int(re.search(r"job (\d+)\.", wait_for("q finish early"))[1])
+        type_in("p")
+        wait_for("p go on")
+        if how == "stop":
+            os.kill(job, signal.SIGSTOP)
+        else:
+            type_in("\x1a")
+        said = wait_for("go on?")
+        assert f"mode put back: {how != 'stop'}" in said and mode(terminal) == before
+        type_in("bg\n" if how == "bg" else "fg\n")
+        if how == "bg":
+            wait_for("p go on")
+            assert mode(terminal) == before, "it stays the shell's"
+            type_in("\n")
+        deadline = time.monotonic() + 60
+        while mode(terminal) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        type_in("q")
+        wait_for("--resume")
+        assert process.wait(60) == 130 and mode(terminal) == before
+
+
 def test_the_bottom_line_names_the_keys_in_eighty_columns():
     finished = []
     board = board_after([PhaseStarted("train"), fake_step(3, 0.1)])

@@ -31,7 +31,7 @@ def finished(tiny_folder, tmp_path_factory):
 
 def test_a_run_folder_holds_what_it_should(finished):
     result, _ = finished
-    files = {"config.toml", "log.jsonl", "checkpoint.safetensors", "preview.png", "first_mesh.ply", "mesh.ply", "mesh.json"}
+    files = {"begun.json", "config.toml", "log.jsonl", "checkpoint.safetensors", "preview.png", "first_mesh.ply", "mesh.ply", "mesh.json"}
     assert {p.name for p in result.run.iterdir()} == files
     lines = [json.loads(line) for line in (result.run / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["event"] == "step"]

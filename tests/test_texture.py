@@ -1,5 +1,7 @@
 """A ball of known colours, photographed through every lens: the texture has them where the photographs do, and files put them in place."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import trimesh
@@ -7,6 +9,7 @@ from captures import LENSES, ball_mask, sphere_of_cameras
 from test_mesh import near, sphere
 
 from fastsurf.cameras import View, rescale, unproject
+from fastsurf.exposure import coded, linear
 from fastsurf.mesh import Mesh, extract, sample_surface
 from fastsurf.meshio import Y_UP, write_mesh
 from fastsurf.solidity import simplify
@@ -97,7 +100,7 @@ def test_the_layout_keeps_faces_apart(ball, places):
 
 
 def test_texels_have_the_colours_that_photographs_show_through_any_lens(ball, places, photographs):
-    texture, share = baked(ball, places, photographs)
+    texture, share, _ = baked(ball, places, photographs)
     off = errors(ball.vertices, ball.faces, texture.uv[texture.corners], texture.picture)
     assert share > 0.999 and np.median(off) < 3 and np.percentile(off, 99) < 12
 
@@ -105,7 +108,7 @@ def test_texels_have_the_colours_that_photographs_show_through_any_lens(ball, pl
 @pytest.mark.parametrize("suffix", [".obj", ".glb"])
 def test_files_put_the_colours_in_their_places(ball, places, photographs, suffix, tmp_path):
     """As trimesh reads them: glTF counts v downwards, OBJ upwards, and glTF's y axis is up."""
-    texture, _ = baked(ball, places, photographs)
+    texture, *_ = baked(ball, places, photographs)
     path = tmp_path / f"ball{suffix}"
     write_mesh(path, ball, ("scaled by 1",), texture)
     assert {p.name for p in tmp_path.iterdir()} == {"ball.glb"} if suffix == ".glb" else {"ball.obj", "ball.mtl", "ball.png"}
@@ -121,17 +124,17 @@ def test_files_put_the_colours_in_their_places(ball, places, photographs, suffix
 
 def test_one_spoilt_photograph_is_outvoted(ball, places, photographs):
     spoilt = [Photograph(p.view, 255 - p.image if i == 5 else p.image, p.counts) for i, p in enumerate(photographs)]
-    texture, _ = baked(ball, places, spoilt)
+    texture, *_ = baked(ball, places, spoilt)
     off = errors(ball.vertices, ball.faces, texture.uv[texture.corners], texture.picture)
     assert np.percentile(off, 95) < 12 and np.mean(off > 60) < 0.01
 
 
 def test_what_no_photograph_shows_has_the_field_s_colour(ball, places, photographs):
     blind = [Photograph(p.view, p.image, np.zeros_like(p.counts)) for p in photographs]
-    texture, share = baked(ball, places, blind)
+    texture, share, _ = baked(ball, places, blind)
     assert share == 0 and (texture.picture == UNSEEN).all()
     half = [p for p in photographs if p.view.center[2] > CENTER[2] + 2]
-    texture, share = baked(ball, places, half)
+    texture, share, _ = baked(ball, places, half)
     vertices, _, of = sample_surface(ball.vertices, ball.faces, 2000, np.random.default_rng(1))
     colors = shown(texture.picture, texture.uv[texture.corners][of].mean(1))
     below = vertices[:, 2] < CENTER[2] - 0.8
@@ -147,6 +150,26 @@ def test_a_view_does_not_see_through_the_mesh(ball, places, photographs):
     normals = np.concatenate([ball.normals, np.repeat(-first.c2w[None, :, 2], 4, 0).astype(np.float32)])
     walled = Mesh(np.concatenate([ball.vertices, wall]), faces, normals, np.full((n + 4, 3), 128, np.uint8))
     uv, corners = unwrap(walled, SIDE)
-    texture, share = bake(walled, uv, corners, SIDE, photographs[:1], lambda points: np.broadcast_to(UNSEEN, points.shape))
+    texture, share, _ = bake(walled, uv, corners, SIDE, photographs[:1], lambda points: np.broadcast_to(UNSEEN, points.shape))
     on_ball = texture.uv[corners[: len(ball.faces)]].mean(1)
     assert share < 0.9 and np.abs(shown(texture.picture, on_ball) - UNSEEN).max() < 1
+
+
+def test_exposure_is_evened_out_and_nothing_else_is(ball, places, photographs):
+    """Photographs up to a stop too bright or too dark, too warm or too cold, give the colours of clean ones, which stay the same."""
+    n = len(photographs)
+    stops = np.linspace(-1, 1, n)[np.random.default_rng(0).permutation(n), None] + np.linspace(-0.3, 0.3, n)[:, None] * (1, 0, -1)
+    stops -= stops.mean(0)
+    spoilt = [replace(p, image=brighter(p.image, s)) for p, s in zip(photographs, stops, strict=True)]
+    clean, _, none = baked(ball, places, photographs)
+    texture, _, most = baked(ball, places, spoilt)
+    assert none == 0 and most == pytest.approx(np.abs(stops).max(), abs=0.1)
+    off = errors(ball.vertices, ball.faces, texture.uv[texture.corners], texture.picture)
+    assert np.median(off) < 4 and np.percentile(off, 90) < 12
+    rough = [np.abs(np.diff(t.picture.astype(float), axis=0)).mean() for t in (clean, texture)]
+    assert rough[1] < 1.05 * rough[0], "seams"
+
+
+def brighter(image, stops):
+    """An sRGB picture with so many stops more light in each channel."""
+    return (255 * coded(linear(image) * np.exp2(stops))).clip(0, 255).round().astype(np.uint8)

@@ -25,12 +25,14 @@ from test_cli import PACKAGE, fails
 
 from fastsurf.cameras import Camera, project, unproject
 from fastsurf.cli import main
+from fastsurf.config import load_config
 from fastsurf.errors import CheckpointError, UsageError
 from fastsurf.following import CURVE, Following, Log
-from fastsurf.hooks import Preview, TrainState
+from fastsurf.hooks import PhaseDone, PhaseStarted, Preview, TrainState
 from fastsurf.mesh import Mesh
 from fastsurf.meshio import write_mesh
 from fastsurf.pinhole import OUTSIDE, fitting_view, through_pinhole
+from fastsurf.reconstruction import reconstruct
 from fastsurf.runs import up_of
 from fastsurf.ui.jsonlines import JsonLines
 from fastsurf.viewer import Looking, as_glb, box_edges, free_port, status
@@ -125,12 +127,17 @@ def test_what_is_seen_of_a_run(finished, tiny):
 def test_a_run_is_followed_as_it_changes(run):
     mesh, checkpoint = run / "mesh.ply", run / "checkpoint.safetensors"
     saved = checkpoint.read_bytes()
-    mesh.unlink()
-    checkpoint.unlink()
+    begun, first = (run / "begun.json").read_bytes(), (run / "first_mesh.ply").read_bytes()
+    for file in (mesh, checkpoint, run / "begun.json", run / "first_mesh.ply"):
+        file.unlink()
     following = Following(run)
-    assert following.update() == {"log"} and following.header is None and "with the first checkpoint" in status(following)
+    assert following.update() == {"log"} and following.header is None and "when the photographs are read" in status(following)
+    (run / "begun.json").write_bytes(begun)
+    assert following.update() == {"scene", "points"} and len(following.views) == 14 and following.mesh is None
     checkpoint.write_bytes(saved)
-    assert following.update() == {"scene", "mesh", "points"} and following.mesh_name == "first_mesh.ply"
+    assert following.update() == set() and following.header.step == 24, "the same scene"
+    (run / "first_mesh.ply").write_bytes(first)
+    assert following.update() == {"mesh"} and following.mesh_name == "first_mesh.ply"
     write_mesh(mesh, tetrahedron(following))
     assert following.update() == {"mesh"} and following.mesh_name == "mesh.ply"
     np.testing.assert_allclose(np.abs(following.mesh.vertices), 0.5, atol=1e-5)
@@ -145,6 +152,27 @@ def test_a_run_is_followed_as_it_changes(run):
     np.testing.assert_allclose(following.points, [[0.5, 0, 0], [0, 0, -1]], atol=1e-9)
     mesh.write_bytes(b"ply\nnonsense")
     assert following.update() == {"mesh"} and "mesh.ply" in following.problems["mesh"] and "mesh.ply" in status(following)
+
+
+def test_cameras_and_box_are_there_before_anything_is_learned(tiny_folder, tiny, tmp_path):
+    """With the first phase a run says what it is of; points and numbers follow."""
+    looks, run = [], tmp_path / "r"
+
+    def look(event):
+        if isinstance(event, PhaseDone | PhaseStarted) and (run / "begun.json").exists():
+            following = Following(run)
+            looks.append((event.name, following.update(), following, status(following)))
+
+    reconstruct(tiny_folder, load_config(None, SMALL), run=run, hooks=[look])
+    phase, changed, following, said = looks[0]
+    assert phase == "read" and changed >= {"scene", "points"} and following.mesh is None and not following.problems
+    assert len(following.views) == 14 and following.held_out == set(tiny.test) and "| photographs | 14, 2 held out |" in said
+    np.testing.assert_allclose(following.header.center, tiny.center)
+    assert "The first mesh comes half-way." in said and looks[-1][0] == "mesh" and "half-way" not in looks[-1][3]
+    assert not (run / "checkpoint.safetensors").stat().st_mtime_ns < (run / "begun.json").stat().st_mtime_ns
+    (run / "begun.json").write_text('{"format": 1}')
+    with pytest.raises(CheckpointError, match=r"begun\.json: damaged"):
+        Following(run).update()
 
 
 def test_a_run_whose_photographs_are_gone_still_shows_its_mesh(finished, monkeypatch):

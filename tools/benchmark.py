@@ -2,6 +2,7 @@
 """How fast fastsurf is on this CPU, beside what the CPU can do at most.
 
     python tools/benchmark.py step|march|mesh|end-to-end [--json FILE] [--repeats 7]
+    python tools/benchmark.py forecast RUN... [--json FILE]
 
 Candidates take turns in one process, so that other load hits them alike; medians are compared. Ratios carry over, times don't.
 
@@ -9,6 +10,8 @@ Candidates take turns in one process, so that other load hits them alike; median
     march       what the search for surfaces, the grid's updates and the other parts take of a training step as it runs by default
     mesh        a mesh at 512^3 against evaluating the field in all its cells
     end-to-end  `reconstruct` of a small made scene, phase by phase
+    forecast    share of moments at which the time left is right within a fifth, after a tenth of the training: median and mean over
+                finished runs, apart for so many steps (forecast again, as it is done now, from the logs) and so many minutes (as told)
 """
 
 import argparse
@@ -28,22 +31,28 @@ from torch import Tensor
 
 from fastsurf.backends.native import NativeBackend
 from fastsurf.backends.reference import ReferenceBackend
-from fastsurf.config import load_config
+from fastsurf.config import Config, load_config
 from fastsurf.demo_scene import make_scene
+from fastsurf.errors import FastsurfError
+from fastsurf.forecast import Forecast
 from fastsurf.fused import FusedStep
+from fastsurf.hooks import PhaseStarted, Saved, TrainState
 from fastsurf.mesh import extract
 from fastsurf.model import Model
 from fastsurf.rays import Batch, make_rays
-from fastsurf.reconstruction import fit_to, reconstruct
+from fastsurf.reconstruction import CONFIG, LOG, fit_to, reconstruct
 from fastsurf.render import Samples, find
+from fastsurf.sampling import decay
 from fastsurf.scene import load_scene
 from fastsurf.training import Training, background_color, learn, on_background, train
+from fastsurf.ui.jsonlines import read_event
 
 WARM_UP = 300  # steps before anything is timed, so that there is a surface and the grid has culled what is empty
 FOR_EVER = 100_000
 SETS = [f"train.steps={FOR_EVER}", "field.levels=12", "field.log2_entries=17", "sampling.front=8", "sampling.interval=16"]
 RAYS = 4096
 NO_NORMALS = ["color.inputs=x,h,d", "loss.smooth=0"]
+LEAST_LEFT = 2.0  # seconds; nobody needs a forecast of less
 HERE = Path(__file__).parent
 
 
@@ -62,11 +71,15 @@ class Eager(ReferenceBackend):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["step", "march", "mesh", "end-to-end", "memory"])
+    parser.add_argument("what", choices=["step", "march", "mesh", "end-to-end", "memory", "forecast"])
+    parser.add_argument("runs", type=Path, nargs="*", help="folders of finished runs, for forecast")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    figures = {"step": step, "march": march, "mesh": mesh, "end-to-end": end_to_end, "memory": memory}[args.what](args.repeats)
+    if (args.what == "forecast") != bool(args.runs):
+        parser.error("runs are for forecast, which wants some")
+    measures = {"step": step, "march": march, "mesh": mesh, "end-to-end": end_to_end, "memory": memory}
+    figures = forecasts(args.runs) if args.what == "forecast" else measures[args.what](args.repeats)
     for name, value in figures.items():
         print(f"{name:28}{value:12.3f}")
     if args.json:
@@ -266,6 +279,46 @@ class Fixed:
 
     def sample(self, *_):
         return self.batch
+
+
+def forecasts(runs: list[Path]) -> dict[str, float]:
+    """The share of moments, between a tenth of the training and its last two seconds, at which the time left is right within a fifth."""
+    shares: dict[str, list[float]] = {"steps": [], "minutes": []}
+    for run in runs:
+        try:
+            config = load_config(str(run / CONFIG))
+        except FastsurfError as e:
+            print(f"left out: {e}")
+            continue
+        kind, told = "minutes" if config.train.steps is None else "steps", seconds_left(run, config)
+        good = [abs(left - true) < 0.2 * true for left, true in told if true > LEAST_LEFT]
+        if good:
+            shares[kind].append(statistics.mean(good))
+    return {
+        f"{kind}: {name}": value
+        for kind, of in shares.items() if of
+        for name, value in (("runs", float(len(of))), ("median", statistics.median(of)), ("mean", statistics.mean(of)))
+    }  # fmt: skip
+
+
+def seconds_left(run: Path, config: Config) -> list[tuple[float, float]]:
+    """Time left as forecast and as it was, after a tenth of a run's training; nothing of one that isn't finished, or was resumed."""
+    forecast, aside, meshed, before = Forecast(decay(config.sampling)), 0.0, False, 0.0
+    states, told, begun = [], [], 0
+    forecast(0.0, 0.0)
+    for event in map(read_event, (run / LOG).read_text(errors="replace").splitlines()):
+        begun += isinstance(event, PhaseStarted) and event.name == "train"
+        meshed |= isinstance(event, Saved) and event.what in ("first mesh", "preview mesh")
+        if isinstance(event, TrainState):
+            if meshed and states:  # the log has every step that a mesh comes after
+                pace = states[-1].seconds / states[-1].step
+                aside += max(event.seconds - before - pace * (event.step - states[-1].step), 0.0)
+            told.append(forecast(event.progress, event.seconds - aside) if config.train.steps is not None else event.seconds_left)
+            states.append(event)
+            before, meshed = event.seconds, False
+    if begun != 1 or not states or states[-1].progress < 1.0:
+        return []
+    return [(left, states[-1].seconds - s.seconds) for left, s in zip(told, states, strict=True) if s.progress >= 0.1]
 
 
 def interleaved(candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

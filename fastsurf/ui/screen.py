@@ -343,22 +343,28 @@ def _cut(text: str, width: int) -> str:
 
 @contextlib.contextmanager
 def _on_suspend(live: Live, terminal: contextlib.ExitStack) -> Iterator[None]:
-    """Ctrl-Z gives the ordinary screen back, and the terminal's mode in `terminal`, until the job goes on."""
+    """Ctrl-Z gives the ordinary screen back, and the terminal's mode in `terminal`, until the job goes on, and so it is taken again after a
+    stop that nobody could prepare for (SIGSTOP): whose terminal it was meanwhile may have set it otherwise."""
     if not hasattr(signal, "SIGTSTP"):
         yield
         return
 
     def suspend(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)
         live.stop()
         terminal.close()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, suspend)
+        signal.signal(signal.SIGCONT, go_on)
         terminal.enter_context(silent())
         live.start(refresh=True)
 
+    def go_on(_signal: int, _frame: FrameType | None) -> None:
+        terminal.enter_context(silent())  # `terminal` puts back what was first, last
+
     try:
-        before = signal.signal(signal.SIGTSTP, suspend)
+        before, before_going_on = signal.signal(signal.SIGTSTP, suspend), signal.signal(signal.SIGCONT, go_on)
     except ValueError:  # not the main thread: leave it alone
         yield
         return
@@ -366,3 +372,4 @@ def _on_suspend(live: Live, terminal: contextlib.ExitStack) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTSTP, before)
+        signal.signal(signal.SIGCONT, before_going_on)
