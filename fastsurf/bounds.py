@@ -21,6 +21,7 @@ FEWEST_POINTS = 20
 PARALLEL = 1e-3  # mean squared sine of the angle between lines of sight below which their meeting point means nothing
 NEAREST = 0.8  # part of the way from its centre to the nearest cameras that a box round points may take
 NEAREST_GUESS = 0.65  # and a guessed one (fox: ears, plaque and nose fit)
+COMMON_VIEW = "common view of the cameras"  # source of a box that is but a guess
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def common_view(views: Sequence[View]) -> Box:
     depths = np.array([(center - view.center) @ view.c2w[:, 2] for view in views])
     halves = np.array([math.sqrt(v.camera.width / v.camera.focal[0] * v.camera.height / v.camera.focal[1]) / 2 for v in views])
     radius = float(np.median((depths * halves)[depths > 0]))
-    return Box(center, min(radius, NEAREST_GUESS * _nearest_camera(views, center)), "common view of the cameras")
+    return Box(center, min(radius, NEAREST_GUESS * _nearest_camera(views, center)), COMMON_VIEW)
 
 
 def looking(views: Sequence[View]) -> float:

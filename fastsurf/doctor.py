@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from .bounds import COMMON_VIEW
 from .cameras import Camera, unproject
 from .conventions import judge, native
 from .epipolar import find_matches
@@ -149,7 +150,7 @@ def _box(scene: Scene) -> list[Finding]:
     if share < SMALL_BOX:
         text = f"the scene box is only {share:.1%} as wide as a typical photograph"
         found.append(Finding("doubtful", "box", text, f"--set scene.radius={scene.radius * 0.5 / share:.3g}"))
-    if scene.box_source.startswith("common view"):
+    if scene.box_source == COMMON_VIEW:
         text = "the scene box is a guess from the cameras alone"
         found.append(Finding("note", "box", text, "look at a preview, set scene.center and scene.radius if it is wrong"))
     return found

@@ -207,9 +207,11 @@ def _reconstruct(
         if backend.note:
             events(Note(backend.note))
         phase.detail = f"{len(scene.images)} photographs"
-        with _optional(BEGUN, events):
-            save_begun(run / BEGUN, scene, config, background_kind(scene, config), backend.device.type)
-        find_landmarks(scene, config, backend, run, go_on, within(events))
+        _announce(run, scene, config, backend, events)
+        located = find_landmarks(scene, config, backend, run, go_on, within(events))
+        if located.box_source != scene.box_source:
+            _announce(run, located, config, backend, events)
+        scene = located
         if scene.landmarks is not None:
             phase.detail += f", {scene.landmarks.count:,} points"
     config = fit_to(scene, config)
@@ -249,22 +251,29 @@ def _reconstruct(
     return Result(run, out or run / MESH, mesh, report, state, phases.seconds, stopped)
 
 
-def find_landmarks(scene: Scene, config: Config, backend: Backend, run: Path, go_on: bool, events: Hook) -> None:
-    """Sparse points for a scene without masks that brings none, in a share of the time there is, where its method uses them."""
+def _announce(run: Path, scene: Scene, config: Config, backend: Backend, events: Hook) -> None:
+    """For who looks at a run that has saved nothing yet."""
+    with _optional(BEGUN, events):
+        save_begun(run / BEGUN, scene, config, background_kind(scene, config), backend.device.type)
+
+
+def find_landmarks(scene: Scene, config: Config, backend: Backend, run: Path, go_on: bool, events: Hook) -> Scene:
+    """Sparse points for a scene without masks that brings none, in a share of the time there is, where its method uses them; see
+    `Scene.with_points`."""
     kept, t = run / POINTS, config.train
     if go_on and kept.is_file():
         found = read_arrays(kept, CheckpointError)
-        scene.add_landmarks(found["points"], found["sightings"])
+        return scene.with_points(found["points"], found["sightings"])
     wanted = "points" in METHODS[config.method].losses and config.loss.points > 0 and config.scene.points == "auto"
     if go_on or not wanted or scene.masks is not None or scene.capture.sightings is not None or load_pycolmap() is None:
-        return
+        return scene
     kept.unlink(missing_ok=True)
     device = backend.device.type
     seconds = t.steps * STEP_TAKES[device] if t.steps is not None else 60.0 * (t.minutes or DEFAULT_MINUTES[device])
     planned = plan([scene.shapes[i] for i in scene.train], seconds)
     if planned is None:
         events(Note("no time for sparse points, which make scenes without masks much better: give more --minutes"))
-        return
+        return scene
     step, size = planned
     threads = config.threads or os.cpu_count() or 1
     try:
@@ -276,10 +285,13 @@ def find_landmarks(scene: Scene, config: Config, backend: Backend, run: Path, go
             np.savez(file, points=points, sightings=sightings)
     except (ChildError, OSError) as e:
         events(Note(f"went on without sparse points: {e}"))
-        return
-    scene.add_landmarks(points, sightings)
-    if scene.landmarks is None:
+        return scene
+    located = scene.with_points(points, sightings)
+    if located is scene:
         events(Note(f"went on without sparse points: the photographs share only {len(points)} that could be placed"))
+    if located.box_source != scene.box_source:
+        events(Note(f"the scene box, a guess from the cameras, was chosen again from {located.box_source}"))
+    return located
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import conventions, formats
 from .backends import FusedBackend, Photographs
-from .bounds import Box, find_box
+from .bounds import COMMON_VIEW, Box, find_box, points_box
 from .cameras import Capture, View, rescale
 from .config import SceneConfig
 from .epipolar import find_matches
@@ -133,7 +133,7 @@ class Scene:
         self._source = Source(self._viewpoints, store, *self._pools())
         self.landmarks: Landmarks | None = None
         if capture.points is not None and capture.sightings is not None:
-            self.add_landmarks(capture.points, capture.sightings)
+            self._add_landmarks(capture.points, capture.sightings)
         self._sources: dict[torch.device, Source] = {}  # by the device that asks; where there is no room, the one in memory
 
     @property
@@ -149,8 +149,17 @@ class Scene:
         """World points (n, 3) in the scene, float64."""
         return (np.asarray(points, np.float64) - self.center) / self.radius
 
-    def add_landmarks(self, points: np.ndarray, sightings: np.ndarray) -> None:
-        """See `landmarks_of`."""
+    def with_points(self, points: np.ndarray, sightings: np.ndarray) -> "Scene":
+        """The scene with sparse points made of its photographs, as `landmarks_of` takes them; where its box was but a guess from the
+        cameras, with the box that they give. The scene itself where too few of them lie in it."""
+        capture = replace(self.capture, points=points, sightings=sightings)
+        box = Box(self.center, self.radius, self.box_source)
+        if self.box_source == COMMON_VIEW:
+            box = points_box([self.capture.views[i] for i in self.train], points) or box
+        located = Scene(capture, self._store, box, self.train, self.test, self.notes)
+        return self if located.landmarks is None else located
+
+    def _add_landmarks(self, points: np.ndarray, sightings: np.ndarray) -> None:
         if self.masks is None:
             seeing = [i for i in self.train if i not in self.blind]
             self.landmarks = landmarks_of(self.capture, seeing, points, sightings, self.to_scene)

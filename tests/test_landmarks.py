@@ -11,11 +11,13 @@ import torch
 from test_backends import native_backend
 
 from fastsurf import reconstruction
+from fastsurf.bounds import COMMON_VIEW, points_box
 from fastsurf.cameras import Capture, project
+from fastsurf.checkpoint import read_begun, read_header
 from fastsurf.child import ChildError
 from fastsurf.config import SceneConfig, load_config
 from fastsurf.hooks import Note, PhaseDone
-from fastsurf.landmarks import A_STEP, BEFORE, FEWEST, MARGIN, Landmarks, landmarks_of, neighbours, plan, triangulate
+from fastsurf.landmarks import A_STEP, BEFORE, FEWEST, INSIDE, MARGIN, Landmarks, landmarks_of, neighbours, plan, triangulate
 from fastsurf.losses import points_loss
 from fastsurf.model import points_fade
 from fastsurf.scene import load_scene
@@ -162,8 +164,7 @@ def look(walk, folder, *sets):
     """The scene after `find_landmarks`, and what that said."""
     config, events = load_config(None, [*SMALL, *sets]), []
     scene = load_scene(walk, config.scene)
-    reconstruction.find_landmarks(scene, config, native_backend("portable"), folder, False, events.append)
-    return scene, events
+    return reconstruction.find_landmarks(scene, config, native_backend("portable"), folder, False, events.append), events
 
 
 @pytest.mark.parametrize("setting", ["scene.points=ignore", "loss.points=0", "method=nerf"])
@@ -172,6 +173,26 @@ def test_points_are_made_only_where_they_are_used(walk, tmp_path, setting, monke
     monkeypatch.setattr(reconstruction, "triangulate", None)
     scene, events = look(walk, tmp_path, setting)
     assert scene.landmarks is None and not events
+
+
+def test_a_guessed_box_is_chosen_again_from_the_points(walk, made, tmp_path, monkeypatch):
+    guess = load_scene(walk)
+    assert guess.box_source == COMMON_VIEW
+    located = guess.with_points(*made)
+    box = points_box([walk.views[i] for i in guess.train], made[0])
+    assert np.array_equal(located.center, box.center) and located.radius == box.radius != guess.radius
+    assert guess.landmarks is None and located.landmarks.count > FEWEST and located.landmarks.points.abs().max() < INSIDE
+    assert guess.with_points(made[0][:50], made[1][made[1][:, 1] < 50]) is guess, "too few"
+    chosen = load_scene(walk, SceneConfig(center=(0.6, 0.6, 0.6), radius=0.9))
+    assert chosen.with_points(*made).radius == 0.9, "the user's own stays"
+
+    monkeypatch.setitem(reconstruction.STEP_TAKES, "cpu", 1.0)
+    anywhere = ["scene.radius=none", "scene.center=none"]
+    notes, _ = run(walk, tmp_path / "run", *anywhere)
+    assert any(note.startswith("the scene box, a guess from the cameras, was chosen again from") for note in notes)
+    begun, header = read_begun(tmp_path / "run/begun.json"), read_header(tmp_path / "run/checkpoint.safetensors")
+    assert begun.radius == header.radius != guess.radius
+    run(walk, tmp_path / "run", *anywhere, go_on=True)  # in the same box, else it is refused
 
 
 def test_too_short_a_run_says_so(walk, tmp_path, monkeypatch):
