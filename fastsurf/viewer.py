@@ -79,7 +79,8 @@ def status(run: Following) -> str:
         left = "" if log.phase != "train" else f", {duration(state.seconds_left)} left"
         rows = [
             ("step", f"{state.step:,} ({state.progress:.0%})"), ("time", f"{duration(state.seconds)}{left}"),
-            ("PSNR", f"{state.psnr:.2f} dB"), ("loss", f"{state.loss:.4f}"), ("interval ±", f"{state.half_width:.3f}"),
+            ("PSNR", f"{state.psnr:.2f} dB"), ("loss", f"{state.loss:.4f}"),
+            *([("interval ±", f"{state.half_width:.3f}")] if state.half_width else []),
             ("occupied", f"{state.occupied:.1%}"), ("samples/s", quantity(state.samples_per_second)),
         ]  # fmt: skip
     elif header is not None:
