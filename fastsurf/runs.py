@@ -325,13 +325,13 @@ def eval_run(
 
 
 def _score_views(scene: Scene, model: Model, events: Hook, fit: bool) -> dict[str, dict[str, float]]:
-    """PSNR and SSIM of each held-out view, or of its right half; behind masks both pictures show the same plain background."""
+    """PSNR and SSIM of each held-out view, or of its right half; behind masks both show the same plain background, unless it is learned."""
     views = {}
     behind = 0.0 if model.background_kind == "black" else 1.0
     for done, i in enumerate(scene.test):
         rays, (h, w) = scene.rays(i)
         photo = scene.images[i].numpy() / 255.0
-        if scene.masks is not None:
+        if scene.masks is not None and model.background is None:
             alpha = scene.masks[i].numpy()[..., None] / 255.0
             photo = photo * alpha + behind * (1.0 - alpha)
         counts = np.ones((h, w), bool) if scene.ignored is None else ~scene.ignored[i].numpy()

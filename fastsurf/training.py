@@ -191,7 +191,7 @@ def learn(run: Training) -> Tensor:
     batch = replace(batch, rays=model.corrected(batch.rays))
     behind = background_color(model, batch.rays, generator)
     samples = Samples(config.sampling.front, config.sampling.interval, generator)
-    target = on_background(batch, behind)
+    target = batch.rgb if model.background is not None else on_background(batch, behind)
     patch = None if run.patches is None else run.patches.of(batch)
     trust = None if run.patches is None or patch is None else run.patches.trust(patch)
     known = None if run.landmarks is None else run.landmarks.draw(generator)
