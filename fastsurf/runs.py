@@ -16,6 +16,7 @@ import torch
 from . import guard
 from .appearance import MEAN
 from .backends import Backend
+from .cameras import up_of
 from .checkpoint import Header, load_model, read_header
 from .color import ColorHead
 from .errors import CheckpointError, SceneError, UsageError
@@ -356,13 +357,6 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
     """None where there is no such file. Files are written whole, so what is there can be read."""
     tree: dict[str, Any] | None = guard.read_json(Path(path)) if Path(path).is_file() else None
     return tree
-
-
-def up_of(poses: np.ndarray) -> np.ndarray:
-    """The cameras' mean up direction (3,), unit, of c2w (n, 3, 4); +z where they have none in common."""
-    up = -poses[:, :, 1].mean(0)
-    length = float(np.linalg.norm(up))
-    return up / length if length >= 0.1 else np.array([0.0, 0.0, 1.0])
 
 
 def _orbit_rays(header: Header) -> list[tuple[str, Rays, tuple[int, int]]]:

@@ -25,6 +25,7 @@ from .following import Following
 from .mesh import Mesh
 from .meshio import Y_UP, writer
 from .pinhole import OUTSIDE, fitting_view, read_photograph, through_pinhole
+from .rays import box_edges
 from .ui.plain import duration, quantity
 
 HOST, PORT, PORTS = "127.0.0.1", 8080, 100  # where it is looked for a free port, and how many are tried
@@ -62,13 +63,6 @@ def free_port(host: str, port: int | None = None) -> int:
                 error = e
     said = error.strerror if isinstance(error, OSError) else "want 1 to 65535"
     raise UsageError(f"can't serve on {host}, port {PORT if port is None else port}: {said}; another one: --port {PORT + PORTS}")
-
-
-def box_edges() -> np.ndarray:
-    """The twelve edges of the scene box, (12, 2, 3)."""
-    corners = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1], indexing="ij")).reshape(3, -1).T.astype(np.float32)
-    pairs = [(a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(corners[a] - corners[b]).sum() == 2]
-    return np.asarray(corners[np.array(pairs)])
 
 
 def status(run: Following) -> str:
@@ -233,7 +227,7 @@ class Viewer:
         """Box, cameras and the way up."""
         run, scene = self.following, self._server.scene
         scene.set_up_direction(run.up)
-        scene.add_line_segments("/box", points=box_edges(), colors=EDGES, thickness=0.006)
+        scene.add_line_segments("/box", points=box_edges().astype(np.float32), colors=EDGES, thickness=0.006)
         scene.add_frame("/box/axes", axes_length=0.25, axes_radius=0.006, position=(-1.0, -1.0, -1.0))
         for frustum in self._frusta:
             frustum.remove()
