@@ -328,14 +328,9 @@ def eval_run(
 def _score_views(scene: Scene, model: Model, events: Hook, fit: bool) -> dict[str, dict[str, float]]:
     """PSNR and SSIM of each held-out view, or of its right half; behind masks both show the same plain background, unless it is learned."""
     views = {}
-    behind = 0.0 if model.background_kind == "black" else 1.0
     for done, i in enumerate(scene.test):
         rays, (h, w) = scene.rays(i)
-        photo = scene.images[i].numpy() / 255.0
-        if scene.masks is not None and model.background is None:
-            alpha = scene.masks[i].numpy()[..., None] / 255.0
-            photo = photo * alpha + behind * (1.0 - alpha)
-        counts = np.ones((h, w), bool) if scene.ignored is None else ~scene.ignored[i].numpy()
+        photo, counts = expected(scene, i, model.background_kind)
         if fit:
             left = counts & (np.arange(w) < w // 2)
             fit_appearance(model, rays[torch.from_numpy(left.reshape(-1))], torch.from_numpy(photo[left]).float(), i)
@@ -346,6 +341,19 @@ def _score_views(scene: Scene, model: Model, events: Hook, fit: bool) -> dict[st
         views[scene.capture.views[i].name] = {"psnr": psnr(picture, photo, counts), "ssim": ssim(picture, photo)}
         events(MeshProgress((done + 1) / len(scene.test), scene.capture.views[i].name))
     return views
+
+
+def expected(scene: Scene, i: int, background: str) -> tuple[np.ndarray, np.ndarray]:
+    """What view i should show, (h, w, 3) in [0, 1], and which pixels count, (h, w) bool.
+
+    Args:
+        background: random | white | black | model, what the model shows behind masks.
+    """
+    photo = scene.images[i].numpy() / 255.0
+    if scene.masks is not None and background != "model":
+        alpha = scene.masks[i].numpy()[..., None] / 255.0
+        photo = photo * alpha + (0.0 if background == "black" else 1.0) * (1.0 - alpha)
+    return photo, np.ones(photo.shape[:2], bool) if scene.ignored is None else ~scene.ignored[i].numpy()
 
 
 def write_json(path: str | Path, tree: object) -> None:

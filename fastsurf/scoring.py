@@ -20,7 +20,7 @@ from .mesh import Mesh, components, is_watertight
 from .meshio import read_mesh
 from .metrics import Floats, Threshold, Truth, distance_to, measure, psnr, read_truth, scores_of, ssim, sweep
 from .reconstruction import LOG, MESH, background_kind
-from .runs import picture_names, render_run
+from .runs import expected, picture_names, render_run
 from .scene import Scene
 from .shade import Picture, draw, rasterise
 from .training import rays_a_step
@@ -102,15 +102,12 @@ def rendered(folder: Path, scene: Scene, config: Config, hooks: Sequence[Hook] =
 
 
 def on_view(picture: Picture, scene: Scene, i: int, config: Config) -> Tree:
-    """PSNR and SSIM of a held-out view; behind masks both show the same plain background."""
-    photo, shown, mask = scene.images[i].numpy() / 255, picture / 255, None
-    if scene.masks is not None:
-        mask = scene.masks[i].numpy() / 255
-        if (kind := background_kind(scene, config)) != "model":
-            photo = photo * mask[..., None] + (0.0 if kind == "black" else 1.0) * (1 - mask[..., None])
-    scores = {"psnr": psnr(shown, photo), "ssim": ssim(shown, photo)}
-    if mask is not None and (mask > 0.5).any():
-        scores["psnr_object"] = psnr(shown, photo, mask > 0.5)
+    """PSNR and SSIM of a held-out view, of the pixels that count."""
+    photo, counts = expected(scene, i, background_kind(scene, config))
+    shown = np.where(counts[..., None], picture / 255, photo)
+    scores = {"psnr": psnr(shown, photo, counts), "ssim": ssim(shown, photo)}
+    if scene.masks is not None and (inside := counts & (scene.masks[i].numpy() > 127)).any():
+        scores["psnr_object"] = psnr(shown, photo, inside)
     return scores
 
 
