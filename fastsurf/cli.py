@@ -247,11 +247,13 @@ def info(o: "Info") -> int:
     """`fastsurf info SCENE`, or `--backends` instead of a scene."""
     if o.backends:
         return _backends(o)
-    from .config import load_config
+    from .config import check, load_config
     from .options import read_as
 
     path = _wanted(o.scene, "info wants a SCENE: a folder or file with photographs and cameras")
-    config = read_as(load_config(o.config, o.set).scene, o.photographs)
+    settings = load_config(o.config, o.set)
+    check(settings)
+    config = read_as(settings.scene, o.photographs)
     if o.sheet is not None:
         if o.sheet.suffix.lower() != ".png":
             raise UsageError(f"--sheet {o.sheet}: want a file ending in .png")

@@ -20,6 +20,7 @@ from .forecast import Forecast
 from .fused import FusedStep
 from .hooks import TrainState
 from .losses import Seen
+from .methods import samples_per_ray
 from .model import Model
 from .optim import Optimizer
 from .patches import Patches
@@ -162,7 +163,7 @@ def _step(run: Training, progress: float) -> tuple[dict[str, float], float, floa
         run.optimizer.step(progress)
     else:
         run.model.zero_grad()
-    return losses, numbers[-3], numbers[-2], run.rays * (config.sampling.front + config.sampling.interval)
+    return losses, numbers[-3], numbers[-2], run.rays * samples_per_ray(config)
 
 
 def _count_skipped(run: Training, losses: dict[str, float]) -> None:
