@@ -6,10 +6,8 @@ the photograph as a pinhole camera would have taken it, with the window for a fr
 
 import contextlib
 import io
-import json
 import math
 import socket
-import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -22,8 +20,7 @@ import numpy as np
 from .cameras import View
 from .errors import SceneError, UsageError
 from .following import Following
-from .mesh import Mesh
-from .meshio import Y_UP, writer
+from .meshio import Y_UP, as_glb
 from .pinhole import OUTSIDE, fitting_view, read_photograph, through_pinhole
 from .rays import box_edges
 from .ui.plain import duration, quantity
@@ -92,20 +89,6 @@ def status(run: Following) -> str:
     waiting = "" if header is not None else "\n\nCameras, box and mesh come with the first checkpoint."
     remarks = "".join(f"\n\n{text}" for text in [*run.problems.values(), *log.notes[-NOTES:]])
     return f"**{phase}**\n\n| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows) + waiting + remarks
-
-
-def as_glb(mesh: Mesh) -> bytes:
-    """The mesh as glTF, whose y axis is up: turned by Y_UP, that is. Its colours are light enough: photographs are lit already."""
-    buffer = io.BytesIO()
-    writer(Path("mesh.glb"))(buffer, mesh, ())
-    data = buffer.getvalue()
-    rest = 20 + int.from_bytes(data[12:16], "little")
-    tree = json.loads(data[20:rest])
-    tree["extensionsUsed"] = ["KHR_materials_unlit"]
-    tree["materials"][0]["extensions"] = {"KHR_materials_unlit": {}}
-    text = json.dumps(tree, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    return struct.pack("<4sIII4s", b"glTF", 2, 20 + len(text) + len(data) - rest, len(text), b"JSON") + text + data[rest:]
 
 
 @dataclass
