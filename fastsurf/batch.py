@@ -32,7 +32,7 @@ from .meshio import read_mesh
 from .reconstruction import CHECKPOINT
 from .runs import write_json
 from .tables import escaped, markdown_table, text, text_table
-from .ui.jsonlines import finite, read_event
+from .ui.jsonlines import finite, read_event, torn
 
 RECORD, SETTINGS, LOG = "batch.json", "batch.toml", "batch.log"  # in NAME.run
 SUMMARY = "summary"  # .jsonl, .md
@@ -450,10 +450,10 @@ def _append(out: Path, row: Row) -> None:
     """A line of summary.jsonl in one write, so that lines of several processes don't mix."""
     path = out / f"{SUMMARY}.jsonl"
     line = (json.dumps(finite(dataclasses.asdict(row)), ensure_ascii=False) + "\n").encode(errors="replace")
-    torn = path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")  # the last line, by a kill
+    line = b"\n" + line if torn(path) else line
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(file, b"\n" + line if torn else line)
+        os.write(file, line)
         os.fsync(file)
     finally:
         os.close(file)

@@ -235,3 +235,10 @@ def _undistort(distortion: np.ndarray, target: np.ndarray) -> np.ndarray:
         if np.abs(error).max(initial=0.0) < 1e-12:
             break
     return uv
+
+
+def up_of(poses: np.ndarray) -> np.ndarray:
+    """The cameras' mean up direction (3,), unit, of c2w (n, 3, 4); +z where they have none in common."""
+    up = -poses[:, :, 1].mean(0)
+    length = float(np.linalg.norm(up))
+    return up / length if length >= 0.1 else np.array([0.0, 0.0, 1.0])

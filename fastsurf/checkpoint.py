@@ -235,6 +235,7 @@ def _check_same(header: Header, run: Training) -> None:
         )
     for name, then, now in (
         ("the method", header.config.method, run.config.method),
+        ("train.seed", header.config.train.seed, run.config.train.seed),
         ("scene.holdout", header.config.scene.holdout, run.config.scene.holdout),
         ("the background", header.background, run.model.background_kind),
     ):

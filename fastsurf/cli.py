@@ -23,7 +23,7 @@ from . import __version__
 from .errors import FastsurfError, UsageError
 
 if TYPE_CHECKING:
-    from .hooks import Control, Event, Hook
+    from .hooks import Control, Event, Hook, Phases
     from .mesh import Mesh
     from .options import Batch, Compare, Completion, Demo, Eval, Info, MeshAgain, Outputs, Poses, Reconstruct, Render, View
     from .output import Output
@@ -247,11 +247,13 @@ def info(o: "Info") -> int:
     """`fastsurf info SCENE`, or `--backends` instead of a scene."""
     if o.backends:
         return _backends(o)
-    from .config import load_config
+    from .config import check, load_config
     from .options import read_as
 
     path = _wanted(o.scene, "info wants a SCENE: a folder or file with photographs and cameras")
-    config = read_as(load_config(o.config, o.set).scene, o.photographs)
+    settings = load_config(o.config, o.set)
+    check(settings)
+    config = read_as(settings.scene, o.photographs)
     if o.sheet is not None:
         if o.sheet.suffix.lower() != ".png":
             raise UsageError(f"--sheet {o.sheet}: want a file ending in .png")
@@ -375,14 +377,14 @@ def mesh(o: "MeshAgain") -> int:
     for path in files:
         _check_mesh_file(path, o.force, output)
     for path, density in files.items():
-        with _display(None, o.quiet, run.name, ("mesh",)) as display, _phase("mesh", display) as seconds:
+        with _display(None, o.quiet, run.name, ("mesh",)) as display, _phase("mesh", display) as phase:
             from .runs import mesh_run
 
             made, report = mesh_run(run, path, resolution=o.resolution, closed=False if o.open else None, backend=o.backend or "auto",
                             hooks=[display], density=density, appearance=o.appearance, output=output)  # fmt: skip
         if not o.quiet:
             then = shlex.join(["fastsurf", "eval", str(run), "--mesh", str(path), "--gt", "MESH"])
-            _say(_closing(path, made, report, output, seconds, then, False), sys.stdout)
+            _say(_closing(path, made, report, output, phase.seconds, then, False), sys.stdout)
     return 0
 
 
@@ -660,16 +662,10 @@ def _tensorboard(run: Path, wanted: bool) -> "Iterator[Hook]":
         board.close()
 
 
-@contextlib.contextmanager
-def _phase(name: str, hook: "Hook") -> "Iterator[dict[str, float]]":
-    """Tell the hook that a phase starts and ends; the dict holds its seconds at the end."""
-    from .hooks import PhaseDone, PhaseStarted
+def _phase(name: str, hook: "Hook") -> "Phases":
+    from .hooks import Phases
 
-    start, seconds = time.monotonic(), {name: 0.0}
-    hook(PhaseStarted(name))
-    yield seconds
-    seconds[name] = time.monotonic() - start
-    hook(PhaseDone(name, seconds[name]))
+    return Phases(hook)(name)
 
 
 def _closing(

@@ -57,6 +57,8 @@ def on_ray(address: str, jobs: int = 1, threads: int = 0) -> Runner:
     ray = load_ray()
 
     def run(todo: Sequence[Job], should_stop: Callable[[], bool]) -> Generator[Told, None, None]:
+        if not todo:
+            return
         with _connected(ray, address):
             cpus, gpus = share([node["Resources"] for node in ray.nodes() if node["Alive"]], todo, jobs, threads)
             node = ray.get_runtime_context().get_node_id()
@@ -86,11 +88,12 @@ def share(machines: Sequence[dict[str, float]], todo: Sequence[Job], jobs: int, 
 
     Args:
         machines: the resources of each, as Ray counts them.
+        todo: at least one.
 
     Raises:
         BackendError: no machine can take one.
     """
-    backend = todo[0].config.backend if todo else "auto"
+    backend = todo[0].config.backend
     on_gpu = backend in ON_GPU or (backend == "auto" and any(m.get("GPU", 0) for m in machines))
     useful = [m for m in machines if m.get("CPU", 0) >= 1 and (m.get("GPU", 0) >= 1 or not on_gpu)]
     if not useful:

@@ -231,8 +231,6 @@ def check(config: Config) -> None:
     for key, choices in CHOICES.items():
         if _at(config, key) not in choices:
             raise ConfigError(f"{key}: want one of {', '.join(choices)}; found {_at(config, key)!r}")
-
-
     for key, usual in (("field.encoding", "hash"), ("loss.eikonal", 0.0), ("train.cameras", False)):
         if config.method != "idr" and _at(config, key) != usual:
             raise ConfigError(f"{key}={_at(config, key)} is of the method idr alone: give --method idr, or leave it out")

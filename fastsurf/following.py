@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from . import formats
-from .cameras import View
+from .cameras import View, up_of
 from .checkpoint import Header, read_begun, read_header
 from .errors import CheckpointError, FastsurfError, MeshError
 from .guard import read_arrays
@@ -18,7 +18,6 @@ from .hooks import Note, PhaseDone, PhaseStarted, TrainState
 from .mesh import Mesh
 from .meshio import read_mesh
 from .reconstruction import BEGUN, CAMERAS, CHECKPOINT, FIRST_MESH, LOG, MESH, POINTS
-from .runs import up_of
 from .scene import split
 from .ui.jsonlines import read_event
 
@@ -102,6 +101,7 @@ class Following:
         self.points: np.ndarray | None = None
         self.problems: dict[str, str] = {}
         self._sparse: np.ndarray | None = None  # points of the input itself, in the world
+        self._newest = ""  # mesh file, which may be damaged
         self._seen: dict[str, Stamp | None] = {}
 
     def update(self) -> set[str]:
@@ -118,7 +118,8 @@ class Following:
             return changed
         names = [name for name in (MESH, FIRST_MESH) if self._stamp(name) is not None]
         newest = max(names, key=lambda name: self._stamp(name) or (0, 0, 0), default=None)
-        if newest is not None and (self._changed(newest) or newest != self.mesh_name or "scene" in changed):
+        if newest is not None and (self._changed(newest) or newest != self._newest or "scene" in changed):
+            self._newest = newest
             self._read_mesh(newest, self.header)
             changed.add("mesh")
         if self._changed(POINTS) or "scene" in changed:
@@ -192,6 +193,7 @@ class Following:
 
     def _read_points(self, header: Header) -> None:
         points = self._sparse
+        self.problems.pop("points", None)
         if self._stamp(POINTS) is not None:
             try:
                 points = read_arrays(self.run / POINTS, CheckpointError)["points"]

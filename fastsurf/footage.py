@@ -81,9 +81,10 @@ def gather(footage: Footage, images: Path, masks: Path, most_frames: int, on_pro
     """
     if footage.masks is not None and not masks.is_dir():
         files = sorted(p for p in footage.masks.rglob("*") if p.suffix.lower() in SUFFIXES)
+        named: set[str] = set()
         with _Folder(masks) as part:
             for file in files:
-                _link(file, part / plain_name(file.relative_to(footage.masks).as_posix()))
+                _link(file, part / _unique(plain_name(file.relative_to(footage.masks).as_posix()), named))
     if images.is_dir():
         return
     with _Folder(images) as part:

@@ -6,7 +6,7 @@ It computes what `render_unified`, the losses and their `backward` compute, from
 import torch
 from torch import Tensor
 
-from .backends import Aim, FusedBackend, Gradients, Look, Placed
+from .backends import Aim, FusedBackend, Gradients, Look, Parameters, Placed
 from .config import LossConfig
 from .landmarks import Known
 from .losses import outlier_scale
@@ -44,8 +44,8 @@ class FusedStep:
             the losses in use, the mean squared error and the share of rays that hit: (n_losses + 2,); and the rays' colours
             less their targets, (n_rays, 3).
         """
-        rays, generator = batch.rays, samples.generator
-        placed = self.place(rays, samples)
+        rays, generator, now = batch.rays, samples.generator, self.model.in_use()
+        placed = self.place(rays, samples, now)
         with_mask, with_pairs = weights.mask > 0 and batch.mask is not None, weights.smooth > 0
         on = placed.on if with_pairs else placed.on[:0]
         near = on + (torch.rand(len(on), 3, generator=generator) * 2.0 - 1.0) * weights.smooth_distance
@@ -58,7 +58,7 @@ class FusedStep:
             outlier_scale(weights, batch.mask is not None), bool(self.model.plain_colors),
             None if appearance is None else appearance.detach(), trust,
         )  # fmt: skip
-        learned = self.backend.train_step(look, self.model.in_use(), self.gradients)
+        learned = self.backend.train_step(look, now, self.gradients)
         self._leave()
         outer = [(a, d) for a, d in ((behind, learned.behind), (appearance, learned.appearance)) if a is not None and a.requires_grad]
         if outer:
@@ -66,15 +66,15 @@ class FusedStep:
         used = torch.tensor([True, with_mask, with_pairs, known is not None, True])
         return torch.cat([learned.losses[used], placed.hit.float().mean()[None]]), learned.errors
 
-    def place(self, rays: Rays, samples: Samples) -> Placed:
-        """First crossings, found as well as samples round them need, and those samples."""
+    def place(self, rays: Rays, samples: Samples, now: Parameters) -> Placed:
+        """First crossings, found as well as samples round them need, and those samples; `now`: the model's parameters."""
         model, n, generator = self.model, len(rays), samples.generator
         offset = random_jitter(n, 1, generator)[:, 0]
         jitter = random_jitter(n, samples.front + samples.interval, generator)
         grid, close = model.grid, max(self.close * model.width, ON_SURFACE)
         step = grid.step * min(max(STRIDE * model.width / grid.step, 1.0), self.longest)
         aim = Aim(rays, offset, jitter, samples.front, model.width, grid.occupied, step, grid.config.secant_steps, close)
-        return self.backend.place(aim, model.in_use())
+        return self.backend.place(aim, now)
 
     def _leave(self) -> None:
         field, g = self.model.occupancy_field(), self.gradients

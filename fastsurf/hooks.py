@@ -42,7 +42,7 @@ class TrainState:
     loss: float
     psnr: float  # dB, of the rays of recent steps
     losses: dict[str, float]  # each by name, weighted
-    half_width: float  # of the sampling interval, scene units
+    half_width: float  # of the sampling interval, scene units; 0 where the method has none
     occupied: float  # share of grid cells in use
     hit: float  # share of rays that met a surface
     samples_per_second: float

@@ -222,13 +222,22 @@ def _write_obj(
         put("f %d/%d/%d %d/%d/%d %d/%d/%d\n", np.stack([mesh.faces, texture.corners, mesh.faces], 2).reshape(-1, 9) + 1)
 
 
+def as_glb(mesh: Mesh) -> bytes:
+    """A .glb that shows its colours as they are."""
+    buffer = io.BytesIO()
+    _write_glb(buffer, mesh, (), unlit=True)
+    return buffer.getvalue()
+
+
 def _write_glb(
-    file: IO[bytes], mesh: Mesh, comments: Sequence[str], texture: Texture | None = None, picture: bytes = b""
+    file: IO[bytes], mesh: Mesh, comments: Sequence[str], texture: Texture | None = None, picture: bytes = b"", unlit: bool = False
 ) -> None:
     """glTF 2.0, whose y axis points up: the world's z. The middle of the mesh goes into the node, in full precision.
 
-    With a texture, a vertex stands once for each of its places in the picture, and the material asks to be shown unlit: photographs
-    hold their light.
+    With a texture, a vertex stands once for each of its places in the picture.
+
+    Args:
+        unlit: the material asks to be shown so, as it does with a texture: photographs hold their light.
     """
     middle = 0.5 * (mesh.vertices.min(0) + mesh.vertices.max(0))
     if texture is not None:
@@ -272,12 +281,13 @@ def _write_glb(
         "bufferViews": views,
         "accessors": accessors,
     }
+    if unlit or texture is not None:
+        material["extensions"] = {"KHR_materials_unlit": {}}
+        tree["extensionsUsed"] = ["KHR_materials_unlit"]
     if texture is not None:
         material["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
-        material["extensions"] = {"KHR_materials_unlit": {}}
         smooth_and_clamped = {"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}
         tree |= {
-            "extensionsUsed": ["KHR_materials_unlit"],
             "textures": [{"source": 0, "sampler": 0}],
             "samplers": [smooth_and_clamped],
             "images": [{"bufferView": len(views), "mimeType": "image/png"}],

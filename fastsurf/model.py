@@ -130,10 +130,8 @@ class Model(nn.Module):
     def in_use(self) -> Parameters:
         """The parameters of now, as a `FusedBackend` takes them."""
         field, sharpness = self.occupancy_field(), float(self.sharpness)
-        weights = field.weights()
-        return Parameters(
-            field.table, field.levels, *weights, list(self.head.weights), self.head.used, field.config.prior_radius, sharpness,
-        )  # fmt: skip
+        inputs, prior = self.head.used, field.config.prior_radius
+        return Parameters(field.table, field.levels, *field.weights(), list(self.head.weights), inputs, prior, sharpness)
 
 
 def points_fade(progress: float, until: float) -> float:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from .config import CHOICES, Config, PosesConfig, SceneConfig, load_config
+from .config import CHOICES, Config, PosesConfig, SceneConfig, check, load_config
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -500,7 +500,7 @@ def configure(settings: Settings, photographs: Photographs | None = None, base: 
     """Defaults < --method < `base` or --config < --set < flags.
 
     Raises:
-        UsageError: a number that makes no sense. ConfigError: see load_config.
+        UsageError: a number that makes no sense. ConfigError: see load_config and check.
     """
     config = load_config(settings.config or base, settings.set, settings.method)
     if settings.minutes is not None and settings.steps is not None:
@@ -514,7 +514,7 @@ def configure(settings: Settings, photographs: Photographs | None = None, base: 
     train = _given(config.train, seed=settings.seed)
     if settings.minutes is not None or settings.steps is not None:
         train = replace(train, minutes=settings.minutes, steps=settings.steps)
-    return replace(
+    config = replace(
         config,
         scene=read_as(config.scene, photographs or Photographs()),
         train=train,
@@ -523,6 +523,8 @@ def configure(settings: Settings, photographs: Photographs | None = None, base: 
         precision=settings.precision or config.precision,
         threads=config.threads if settings.threads is None else settings.threads,
     )
+    check(config)
+    return config
 
 
 def read_as(scene: SceneConfig, flags: Photographs) -> SceneConfig:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,3 +68,11 @@ def make_rays(origins: Tensor, directions: Tensor, image_index: Tensor | None = 
     if image_index is None:
         image_index = torch.full((len(origins),), -1, device=origins.device)
     return Rays(origins, directions, t_near, t_far, image_index)
+
+
+def box_edges(points: int = 2) -> np.ndarray:
+    """The twelve edges of the scene box, (12, points, 3): places along each, ends included."""
+    corners = np.array(np.meshgrid([-1.0, 1.0], [-1.0, 1.0], [-1.0, 1.0], indexing="ij")).reshape(3, 8).T
+    pairs = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(corners[a] - corners[b]).sum() == 2])
+    share = np.linspace(0.0, 1.0, points)[:, None]
+    return np.asarray(corners[pairs[:, :1]] * (1.0 - share) + corners[pairs[:, 1:]] * share)

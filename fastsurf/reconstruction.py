@@ -27,7 +27,7 @@ from .backends.native import NativeBackend
 from .cameras import load_pycolmap
 from .checkpoint import read_header, resume, save_begun, save_checkpoint
 from .child import ChildError
-from .config import Config, check, to_toml
+from .config import Config, LossConfig, check, to_toml
 from .doctor import findings
 from .encoding import stable_finest
 from .errors import CheckpointError, MeshError, ResourceError, SceneError, UsageError, lacks_memory
@@ -215,6 +215,8 @@ def _reconstruct(
         if scene.landmarks is not None:
             phase.detail += f", {scene.landmarks.count:,} points"
     config = fit_to(scene, config)
+    for note in without_effect(scene, config, backend):
+        events(Note(note))
     if METHODS[config.method].wants_masks and scene.masks is None:
         events(Note(f"{config.method} learns the outline from masks, and there are none: expect a surface that bulges towards the cameras"))
 
@@ -345,8 +347,8 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
     def obey() -> None:
         nonlocal turn
         for wish in control.wishes():
-            if wish == "save" and _save(folder, run, events):
-                events(Saved("checkpoint", folder / CHECKPOINT))
+            if wish == "save":
+                _save(folder, run, events)
             elif wish == "mesh":
                 half_mesh(PREVIEW_MESH, "preview mesh")
             elif wish == "view":
@@ -364,8 +366,7 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
             events(preview(run.model, run.scene, turn))
         if now - saved >= t.save_every:
             saved = now
-            if _save(folder, run, events):
-                events(Saved("checkpoint", folder / CHECKPOINT))
+            _save(folder, run, events)
         if not meshed and state.progress >= FIRST_MESH_AT:
             meshed = True
             run.besides += half_mesh(FIRST_MESH, "first mesh") - MESHING_TAKES
@@ -378,21 +379,17 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
         if should_stop():
             events(Note(f"stopped at step {state.step}; saving and meshing what is there"))
             break
-    kept = _save(folder, run, events)
+    _save(folder, run, events)
     with _optional("the preview", events):
         write_whole(folder / PREVIEW, preview_png(run.model, run.scene))
-    if kept:
-        events(Saved("checkpoint", folder / CHECKPOINT))
     return state
 
 
-def _save(folder: Path, run: Training, events: Hook) -> bool:
-    """A checkpoint; whether it was written. Where it can't be, the one before stays and training goes on."""
-    kept = False
+def _save(folder: Path, run: Training, events: Hook) -> None:
+    """A checkpoint. Where it can't be written, the one before stays and training goes on."""
     with _optional("the checkpoint", events):
         save_checkpoint(folder / CHECKPOINT, run)
-        kept = True
-    return kept
+        events(Saved("checkpoint", folder / CHECKPOINT))
 
 
 @contextlib.contextmanager
@@ -455,6 +452,18 @@ def fit_to(scene: Scene, config: Config) -> Config:
     f = config.field
     finest = stable_finest(f.levels, f.log2_entries, f.base_resolution, f.finest_resolution or suggested_resolution(scene))
     return replace(config, field=replace(f, finest_resolution=finest))
+
+
+def without_effect(scene: Scene, config: Config, backend: Backend) -> list[str]:
+    """What was set, but changes nothing here, a line each."""
+    method, losses = METHODS[config.method], {name for other in METHODS.values() for name in other.losses}
+    others = [n for n in sorted(losses - set(method.losses)) if getattr(config.loss, n) not in (0.0, getattr(LossConfig(), n))]
+    found = [f"loss.{name} has no effect: {config.method} has no such loss" for name in others]
+    if config.precision == "fast" and backend.device.type == "cpu":
+        found.append("precision fast has no effect on a CPU")
+    if method.wants_masks and scene.masks is not None and background_kind(scene, config) == "model":
+        found.append(f"scene.background=model has no effect: {config.method} learns colours within masks alone")
+    return found
 
 
 def background_kind(scene: Scene, config: Config) -> str:

@@ -16,6 +16,7 @@ import torch
 from . import guard
 from .appearance import MEAN
 from .backends import Backend
+from .cameras import up_of
 from .checkpoint import Header, load_model, read_header
 from .color import ColorHead
 from .errors import CheckpointError, SceneError, UsageError
@@ -325,16 +326,11 @@ def eval_run(
 
 
 def _score_views(scene: Scene, model: Model, events: Hook, fit: bool) -> dict[str, dict[str, float]]:
-    """PSNR and SSIM of each held-out view, or of its right half; behind masks both pictures show the same plain background."""
+    """PSNR and SSIM of each held-out view, or of its right half; behind masks both show the same plain background, unless it is learned."""
     views = {}
-    behind = 0.0 if model.background_kind == "black" else 1.0
     for done, i in enumerate(scene.test):
         rays, (h, w) = scene.rays(i)
-        photo = scene.images[i].numpy() / 255.0
-        if scene.masks is not None:
-            alpha = scene.masks[i].numpy()[..., None] / 255.0
-            photo = photo * alpha + behind * (1.0 - alpha)
-        counts = np.ones((h, w), bool) if scene.ignored is None else ~scene.ignored[i].numpy()
+        photo, counts = expected(scene, i, model.background_kind)
         if fit:
             left = counts & (np.arange(w) < w // 2)
             fit_appearance(model, rays[torch.from_numpy(left.reshape(-1))], torch.from_numpy(photo[left]).float(), i)
@@ -347,6 +343,19 @@ def _score_views(scene: Scene, model: Model, events: Hook, fit: bool) -> dict[st
     return views
 
 
+def expected(scene: Scene, i: int, background: str) -> tuple[np.ndarray, np.ndarray]:
+    """What view i should show, (h, w, 3) in [0, 1], and which pixels count, (h, w) bool.
+
+    Args:
+        background: random | white | black | model, what the model shows behind masks.
+    """
+    photo = scene.images[i].numpy() / 255.0
+    if scene.masks is not None and background != "model":
+        alpha = scene.masks[i].numpy()[..., None] / 255.0
+        photo = photo * alpha + (0.0 if background == "black" else 1.0) * (1.0 - alpha)
+    return photo, np.ones(photo.shape[:2], bool) if scene.ignored is None else ~scene.ignored[i].numpy()
+
+
 def write_json(path: str | Path, tree: object) -> None:
     """A JSON file, whole or not at all; numbers that are not finite become null."""
     write_whole(Path(path), (json.dumps(finite(tree), indent=1) + "\n").encode())
@@ -356,13 +365,6 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
     """None where there is no such file. Files are written whole, so what is there can be read."""
     tree: dict[str, Any] | None = guard.read_json(Path(path)) if Path(path).is_file() else None
     return tree
-
-
-def up_of(poses: np.ndarray) -> np.ndarray:
-    """The cameras' mean up direction (3,), unit, of c2w (n, 3, 4); +z where they have none in common."""
-    up = -poses[:, :, 1].mean(0)
-    length = float(np.linalg.norm(up))
-    return up / length if length >= 0.1 else np.array([0.0, 0.0, 1.0])
 
 
 def _orbit_rays(header: Header) -> list[tuple[str, Rays, tuple[int, int]]]:

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from .cameras import View, rescale
+from .checkpoint import read_header
 from .config import Config
 from .figures import color_bar, draw_error
 from .hooks import Hook
 from .info import pixel_footprint
 from .mesh import Mesh, components, is_watertight
 from .meshio import read_mesh
+from .methods import samples_per_ray
 from .metrics import Floats, Threshold, Truth, distance_to, measure, psnr, read_truth, scores_of, ssim, sweep
-from .reconstruction import LOG, MESH, background_kind
-from .runs import picture_names, render_run
+from .reconstruction import CHECKPOINT, LOG, MESH, background_kind
+from .runs import expected, picture_names, render_run
 from .scene import Scene
 from .shade import Picture, draw, rasterise
 from .training import rays_a_step
@@ -48,7 +50,8 @@ def score_run(
 ) -> Scored:  # fmt: skip
     """Score the run in DIR/run, whose held-out views are rendered into DIR/views where they aren't there yet."""
     mesh = read_mesh(folder / "run" / MESH)
-    scores = from_log(folder / "run" / LOG, config) | score_surface(mesh, scene, truth, samples, thresholds)
+    device = read_header(folder / "run" / CHECKPOINT).device
+    scores = from_log(folder / "run" / LOG, config, device) | score_surface(mesh, scene, truth, samples, thresholds)
     views = rendered(folder, scene, config, hooks)
     per_view = {scene.capture.views[i].name: on_view(views[i], scene, i, config) for i in views}
     return Scored(mesh, scores | means(per_view.values()), views, per_view)
@@ -79,13 +82,12 @@ def truth_of(scene: Path, given: Path | None) -> Truth | None:
     return read_truth(found) if found is not None else None
 
 
-def from_log(log: Path, config: Config) -> Tree:
-    """Seconds by phase, steps, and samples: rays x samples on a ray x steps."""
+def from_log(log: Path, config: Config, device: str) -> Tree:
+    """Seconds by phase, steps, and samples: rays x samples on a ray x steps; `device`: cpu or cuda."""
     events = [json.loads(line) for line in log.read_text().splitlines()]
     facts: Tree = {f"{e['name']}_seconds": e["seconds"] for e in events if e["event"] == "phase_done"}
     facts["steps"] = max((e["step"] for e in events if e["event"] == "step"), default=0)
-    rays = rays_a_step(config.train, "cuda" if config.backend in ("cuda", "triton") else "cpu")
-    facts["samples_millions"] = rays * (config.sampling.front + config.sampling.interval) * facts["steps"] / 1e6
+    facts["samples_millions"] = rays_a_step(config.train, device) * samples_per_ray(config) * facts["steps"] / 1e6
     return facts
 
 
@@ -102,15 +104,12 @@ def rendered(folder: Path, scene: Scene, config: Config, hooks: Sequence[Hook] =
 
 
 def on_view(picture: Picture, scene: Scene, i: int, config: Config) -> Tree:
-    """PSNR and SSIM of a held-out view; behind masks both show the same plain background."""
-    photo, shown, mask = scene.images[i].numpy() / 255, picture / 255, None
-    if scene.masks is not None:
-        mask = scene.masks[i].numpy() / 255
-        if (kind := background_kind(scene, config)) != "model":
-            photo = photo * mask[..., None] + (0.0 if kind == "black" else 1.0) * (1 - mask[..., None])
-    scores = {"psnr": psnr(shown, photo), "ssim": ssim(shown, photo)}
-    if mask is not None and (mask > 0.5).any():
-        scores["psnr_object"] = psnr(shown, photo, mask > 0.5)
+    """PSNR and SSIM of a held-out view, of the pixels that count."""
+    photo, counts = expected(scene, i, background_kind(scene, config))
+    shown = np.where(counts[..., None], picture / 255, photo)
+    scores = {"psnr": psnr(shown, photo, counts), "ssim": ssim(shown, photo)}
+    if scene.masks is not None and (inside := counts & (scene.masks[i].numpy() > 127)).any():
+        scores["psnr_object"] = psnr(shown, photo, inside)
     return scores
 
 

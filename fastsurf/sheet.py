@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .cameras import world_to_pixels
+from .cameras import up_of, world_to_pixels
+from .rays import box_edges
 from .scene import Scene
 from .shade import Floats, Picture
 
@@ -18,8 +19,6 @@ THUMBNAIL, CAPTION, GAP = 180, 18, 6  # pixels
 MAP = 760  # pixels along the edge of a view of the cameras; two of them are as wide as a row
 RAYS = 160
 BOX, OUTLINE, TRAIN, TEST, AXIS = (255, 120, 0), (255, 0, 255), (20, 90, 200), (130, 130, 130), (160, 195, 240)
-_CORNERS = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1], indexing="ij")).reshape(3, 8).T
-_EDGES = [(a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(_CORNERS[a] - _CORNERS[b]).sum() == 2]
 _ALONG = 17  # points along an edge, for lenses that bend it
 
 
@@ -64,18 +63,15 @@ def thumbnail(scene: Scene, view: int) -> Picture:
     drawn = Image.fromarray(pixels)
     pen = ImageDraw.Draw(drawn)
     shrink = np.array(picture.size) / full
-    share = np.linspace(0, 1, _ALONG)[:, None]
-    for a, b in _EDGES:
-        line = world_to_pixels(scene.capture.views[view], scene.to_world(_CORNERS[a] * (1 - share) + _CORNERS[b] * share)) * shrink
-        _polyline(pen, line, BOX)
+    for edge in box_edges(_ALONG):
+        _polyline(pen, world_to_pixels(scene.capture.views[view], scene.to_world(edge)) * shrink, BOX)
     return np.array(drawn)
 
 
 def _directions(scene: Scene) -> list[tuple[str, Floats]]:
     """Names and axes (2, 3), to the right and upwards, of the two maps: from above, by the cameras' mean up, and from the side."""
     poses = np.stack([scene.capture.views[i].c2w for i in scene.train])
-    up = -poses[:, :, 1].mean(0)
-    up = up / np.linalg.norm(up) if np.linalg.norm(up) > 0.1 else np.array([0.0, 0.0, 1.0])
+    up = up_of(poses)
     offsets = scene.to_scene(poses[:, :, 3])
     flat = offsets - np.outer(offsets @ up, up)
     right = np.linalg.svd(flat - flat.mean(0))[2][0]
@@ -89,8 +85,8 @@ def _map(scene: Scene, axes: Floats) -> Picture:
     from PIL import Image, ImageDraw
 
     views = scene.capture.views
-    centers = scene.to_scene(np.stack([view.center for view in views]))
-    reach = 1.08 * max(float(np.quantile(np.abs(centers @ axes.T), 0.98)), float(np.abs(_CORNERS @ axes.T).max()))
+    centers, edges = scene.to_scene(np.stack([view.center for view in views])), box_edges()
+    reach = 1.08 * max(float(np.quantile(np.abs(centers @ axes.T), 0.98)), float(np.abs(edges @ axes.T).max()))
     image = Image.new("RGB", (MAP - 2 * GAP, MAP - 2 * GAP), "white")
     pen = ImageDraw.Draw(image)
 
@@ -106,8 +102,8 @@ def _map(scene: Scene, axes: Floats) -> Picture:
     towards = np.maximum(-np.einsum("nj,nj->n", centers, forward), 0.2)[:, None]  # as far as where they pass the middle
     for a, b in zip(place(centers), place(centers + towards * forward), strict=True):
         _polyline(pen, np.stack([a, b]), AXIS)
-    for a, b in _EDGES:
-        _polyline(pen, place(_CORNERS[[a, b]].astype(np.float64)), BOX)
+    for edge in edges:
+        _polyline(pen, place(edge), BOX)
     for i, (x, y) in enumerate(place(centers)):
         pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=TRAIN if i in scene.train else TEST)
     return np.array(image)

@@ -20,6 +20,7 @@ from .forecast import Forecast
 from .fused import FusedStep
 from .hooks import TrainState
 from .losses import Seen
+from .methods import samples_per_ray
 from .model import Model
 from .optim import Optimizer
 from .patches import Patches
@@ -164,7 +165,7 @@ def _step(run: Training, progress: float) -> tuple[dict[str, float], float, floa
         run.optimizer.step(progress)
     else:
         run.model.zero_grad()
-    return losses, numbers[-3], numbers[-2], run.rays * (config.sampling.front + config.sampling.interval)
+    return losses, numbers[-3], numbers[-2], run.rays * samples_per_ray(config)
 
 
 def _count_skipped(run: Training, losses: dict[str, float]) -> None:
@@ -193,7 +194,7 @@ def learn(run: Training) -> Tensor:
     batch = replace(batch, rays=model.corrected(batch.rays))
     behind = background_color(model, batch.rays, generator)
     samples = Samples(config.sampling.front, config.sampling.interval, generator)
-    target = on_background(batch, behind)
+    target = batch.rgb if model.background is not None else on_background(batch, behind)
     patch = None if run.patches is None else run.patches.of(batch)
     trust = None if run.patches is None or patch is None else run.patches.trust(patch)
     known = None if run.landmarks is None else run.landmarks.draw(generator)

@@ -6,10 +6,8 @@ the photograph as a pinhole camera would have taken it, with the window for a fr
 
 import contextlib
 import io
-import json
 import math
 import socket
-import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -22,9 +20,9 @@ import numpy as np
 from .cameras import View
 from .errors import SceneError, UsageError
 from .following import Following
-from .mesh import Mesh
-from .meshio import Y_UP, writer
+from .meshio import Y_UP, as_glb
 from .pinhole import OUTSIDE, fitting_view, read_photograph, through_pinhole
+from .rays import box_edges
 from .ui.plain import duration, quantity
 
 HOST, PORT, PORTS = "127.0.0.1", 8080, 100  # where it is looked for a free port, and how many are tried
@@ -64,13 +62,6 @@ def free_port(host: str, port: int | None = None) -> int:
     raise UsageError(f"can't serve on {host}, port {PORT if port is None else port}: {said}; another one: --port {PORT + PORTS}")
 
 
-def box_edges() -> np.ndarray:
-    """The twelve edges of the scene box, (12, 2, 3)."""
-    corners = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1], indexing="ij")).reshape(3, -1).T.astype(np.float32)
-    pairs = [(a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(corners[a] - corners[b]).sum() == 2]
-    return np.asarray(corners[np.array(pairs)])
-
-
 def status(run: Following) -> str:
     """How the run stands, in Markdown."""
     log, state, header = run.log, run.log.state, run.header
@@ -79,7 +70,8 @@ def status(run: Following) -> str:
         left = "" if log.phase != "train" else f", {duration(state.seconds_left)} left"
         rows = [
             ("step", f"{state.step:,} ({state.progress:.0%})"), ("time", f"{duration(state.seconds)}{left}"),
-            ("PSNR", f"{state.psnr:.2f} dB"), ("loss", f"{state.loss:.4f}"), ("interval ±", f"{state.half_width:.3f}"),
+            ("PSNR", f"{state.psnr:.2f} dB"), ("loss", f"{state.loss:.4f}"),
+            *([("interval ±", f"{state.half_width:.3f}")] if state.half_width else []),
             ("occupied", f"{state.occupied:.1%}"), ("samples/s", quantity(state.samples_per_second)),
         ]  # fmt: skip
     elif header is not None:
@@ -98,20 +90,6 @@ def status(run: Following) -> str:
     waiting += "" if run.mesh is not None or log.finished else "\n\nThe first mesh comes half-way."
     remarks = "".join(f"\n\n{text}" for text in [*run.problems.values(), *log.notes[-NOTES:]])
     return f"**{phase}**\n\n| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows) + waiting + remarks
-
-
-def as_glb(mesh: Mesh) -> bytes:
-    """The mesh as glTF, whose y axis is up: turned by Y_UP, that is. Its colours are light enough: photographs are lit already."""
-    buffer = io.BytesIO()
-    writer(Path("mesh.glb"))(buffer, mesh, ())
-    data = buffer.getvalue()
-    rest = 20 + int.from_bytes(data[12:16], "little")
-    tree = json.loads(data[20:rest])
-    tree["extensionsUsed"] = ["KHR_materials_unlit"]
-    tree["materials"][0]["extensions"] = {"KHR_materials_unlit": {}}
-    text = json.dumps(tree, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    return struct.pack("<4sIII4s", b"glTF", 2, 20 + len(text) + len(data) - rest, len(text), b"JSON") + text + data[rest:]
 
 
 @dataclass
@@ -233,7 +211,7 @@ class Viewer:
         """Box, cameras and the way up."""
         run, scene = self.following, self._server.scene
         scene.set_up_direction(run.up)
-        scene.add_line_segments("/box", points=box_edges(), colors=EDGES, thickness=0.006)
+        scene.add_line_segments("/box", points=box_edges().astype(np.float32), colors=EDGES, thickness=0.006)
         scene.add_frame("/box/axes", axes_length=0.25, axes_radius=0.006, position=(-1.0, -1.0, -1.0))
         for frustum in self._frusta:
             frustum.remove()

@@ -161,6 +161,8 @@ def test_mlp(backend, widths, n):
     g = torch.Generator().manual_seed(n)
     pairs = list(itertools.pairwise(widths))
     layers = torch.nn.Sequential(*(m for a, b in pairs for m in (torch.nn.Linear(a, b, bias=False), torch.nn.ReLU())))[:-1].double()
+    for weight in layers.parameters():
+        torch.nn.init.kaiming_uniform_(weight, generator=g)
     x = torch.randn(2 * n + 50, widths[0], generator=g)
     y = x.double()
     clear = torch.ones(len(x), dtype=torch.bool)

@@ -16,7 +16,7 @@ from fastsurf.backends import choose_backend
 from fastsurf.backends.reference import ReferenceBackend
 from fastsurf.checkpoint import FORMAT, read_header, resume, save_checkpoint
 from fastsurf.config import load_config
-from fastsurf.errors import BackendError, CheckpointError
+from fastsurf.errors import BackendError, CheckpointError, UsageError
 from fastsurf.files import write_whole
 from fastsurf.model import Model
 from fastsurf.training import Training, train
@@ -53,6 +53,12 @@ def test_a_resumed_run_ends_like_one_left_alone(tiny, tmp_path):
     assert steps == list(range(10, 25))
     assert torch.equal(parameters(second), parameters(alone))
     assert torch.equal(second.model.grid.values, alone.model.grid.values)
+
+
+def test_a_run_goes_on_with_its_own_seed(tiny, tmp_path):
+    save_checkpoint(tmp_path / "c.safetensors", training(tiny))
+    with pytest.raises(UsageError, match=r"with train\.seed 0, now it is 7: resume it as it was"):
+        resume(tmp_path / "c.safetensors", training(tiny, "train.seed=7"))
 
 
 def test_training_changes_the_parameters_and_repeats_with_its_seed(tiny):

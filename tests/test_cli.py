@@ -207,6 +207,14 @@ def test_a_reader_that_leaves_early_is_no_error(tiny_folder):
     assert p.stdout == "{\n" and p.stderr == ""
 
 
+@pytest.mark.parametrize("verb", ["info", "compare", "reconstruct"])
+def test_settings_that_cannot_work_are_refused_before_anything_is_read(verb, tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(capsys, 2, r"scene\.convention: want one of format, auto", verb, tiny_folder, "--set", "scene.convention=openvc")
+    fails(capsys, 2, r"scene\.holdout: want 0 or more, found -3", verb, tiny_folder, "--set", "scene.holdout=-3")
+    assert not list(tmp_path.iterdir())
+
+
 def test_defaults_then_config_then_set_then_flags(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text("threads = 1\n[train]\nsteps = 10\nseed = 1\nrays = 11\n[mesh]\nresolution = 100\n[scene]\nholdout = 4\n")

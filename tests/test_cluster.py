@@ -15,7 +15,7 @@ from test_batch import CONFIG, wait_for
 from test_cli import PACKAGE, TINY, fails
 
 from fastsurf.batch import Job, read_summary
-from fastsurf.cluster import Board, share
+from fastsurf.cluster import Board, on_ray, share
 from fastsurf.errors import BackendError, UsageError
 from fastsurf.hooks import SceneState, TrainState
 from fastsurf.meshio import read_mesh
@@ -49,6 +49,11 @@ def test_machines_are_shared_out(tmp_path):
         share([{"CPU": 0.0}], [job("auto")], 1, 0)
     with pytest.raises(UsageError, match="at most 8"):
         share([plain], [job("auto")], 1, 9)
+
+
+def test_no_cluster_is_asked_where_nothing_is_left_to_make(monkeypatch):
+    monkeypatch.setattr("fastsurf.cluster.load_ray", lambda: None)
+    assert list(on_ray("nowhere:1")([], lambda: False)) == []
 
 
 def test_without_ray_one_line_says_what_to_install(capsys, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """The tool that scores reconstructions: what it plans, makes once and only once, says of failures, and writes down."""
 
+import copy
 import importlib.util
 import json
 import sys
@@ -7,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fastsurf.cameras import Camera
 from fastsurf.config import load_config
 from fastsurf.errors import ConfigError, FastsurfError, UsageError
 from fastsurf.figures import color_bar, contact_sheet, draw_error, heat
 from fastsurf.metrics import Truth, distance_to, score_mesh
+from fastsurf.runs import expected
+from fastsurf.scoring import on_view
 from fastsurf.shade import look_at
 
 TOOL = Path(__file__).parents[1] / "tools" / "evaluate.py"
@@ -132,6 +136,19 @@ def test_medians_and_spread(tool) -> None:
     lines = tool.markdown(cells, [], {"fastsurf": "1", "python": "3", "cores": 2, "machine": "m"}).splitlines()
     assert "| s | v | 1 s | 3 | 0.7000 ± 0.1250 | 25.00 ± 5.00 | 100% |" in lines
     assert "| s | v | 1 s | 1 | 0.7500 | – | yes |" in lines
+
+
+def test_pixels_to_be_ignored_are_not_scored(tiny) -> None:
+    scene, i, config = copy.copy(tiny), tiny.test[0], load_config()
+    photo, counts = expected(scene, i, "white")
+    assert counts.all()
+    shown = np.rint(255 * photo).astype(np.uint8)
+    shown[10:20, 10:20] ^= 255
+    spoiled = on_view(shown, scene, i, config)
+    scene.ignored = [torch.zeros(photo.shape[:2], dtype=torch.bool) for _ in scene.images]
+    scene.ignored[i][10:20, 10:20] = True
+    scores = on_view(shown, scene, i, config)
+    assert scores["psnr"] > 50 > 25 > spoiled["psnr"] and scores["ssim"] > 0.99 > spoiled["ssim"] and scores["psnr_object"] > 50
 
 
 def test_offset_is_signed_and_follows_the_truths_normals() -> None:

@@ -56,6 +56,16 @@ def test_a_lone_video_is_taken_where_there_are_no_photographs(tmp_path):
     assert find_footage(tmp_path / "notes.txt") is None
 
 
+def test_masks_whose_plain_names_are_one_stay_what_they_were(tmp_path):
+    """A link that is written through would change the user's own file."""
+    photographs = [picture(tmp_path / f"in/{name}.png", seed=k) for k, name in enumerate(("a b", "a_b"))]
+    masks = [picture(tmp_path / f"in/masks/{name}.png", mode="L", seed=9 + k) for k, name in enumerate(("a b", "a_b"))]
+    before = [file.read_bytes() for file in (*photographs, *masks)]
+    assert gathered(tmp_path / "in", tmp_path / "out") == ["a_b.png", "a_b_2.png"]
+    assert before == [file.read_bytes() for file in (*photographs, *masks)]
+    assert before == [(tmp_path / "out" / kind / name).read_bytes() for kind in ("images", "masks") for name in ("a_b.png", "a_b_2.png")]
+
+
 def test_photographs_are_linked_and_survive_their_first_names(tmp_path):
     file = picture(tmp_path / "in/my photo #1.png")
     mask = picture(tmp_path / "in/masks/my photo #1.png", mode="L")

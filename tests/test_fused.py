@@ -278,6 +278,20 @@ def test_wrong_shapes_are_refused(fast):
 # ---- in training
 
 
+def learned_both_ways(run):
+    """Numbers and gradients of one step: those of the fused call, and autograd's of the same rays."""
+    run.fused.close, run.fused.longest = 0.0, 1.0  # crossings as exact as autograd's
+    state, seen = run.generator.get_state(), []
+    for fused in (run.fused, None):
+        run.fused = fused
+        run.generator.set_state(state)
+        numbers = learn(run)
+        seen.append([numbers, *(p.grad.clone() for p in run.model.parameters())])
+        for p in run.model.parameters():
+            p.grad = None
+    return seen
+
+
 @pytest.mark.parametrize(
     "background, sets",
     [
@@ -291,15 +305,7 @@ def test_a_step_learns_what_autograd_learns(tiny, fast, background, sets):
     run.model.field.w2.data[0] *= 10
     run.model.set_progress(0.2)
     run.model.update_grid(run.generator, everywhere=True)
-    run.fused.close, run.fused.longest = 0.0, 1.0  # crossings as exact as autograd's
-    state, seen = run.generator.get_state(), []
-    for fused in (run.fused, None):
-        run.fused = fused
-        run.generator.set_state(state)
-        numbers = learn(run)
-        seen.append([numbers, *(p.grad.clone() for p in run.model.parameters())])
-        for p in run.model.parameters():
-            p.grad = None
+    seen = learned_both_ways(run)
     assert_near(*seen, 1e-4)
     assert seen[0][0].shape == (6,) and seen[0][0][-2] > 0.1  # color, mask, smooth, mse, hit, flaw
 
@@ -311,15 +317,7 @@ def test_a_step_learns_from_landmarks_what_autograd_learns(tiny, fast):
     run.landmarks = Landmarks(torch.rand(300, 3, generator=g) - 0.5, cameras)
     run.model.set_progress(0.45)  # half of their weight is left
     run.model.update_grid(run.generator, everywhere=True)
-    run.fused.close, run.fused.longest = 0.0, 1.0
-    state, seen = run.generator.get_state(), []
-    for fused in (run.fused, None):
-        run.fused = fused
-        run.generator.set_state(state)
-        numbers = learn(run)
-        seen.append([numbers, *(p.grad.clone() for p in run.model.parameters())])
-        for p in run.model.parameters():
-            p.grad = None
+    seen = learned_both_ways(run)
     assert_near(*seen, 1e-4)
     assert loss_names(run)[-1] == "points" and 0 < seen[0][0][3] < 0.5 * 0.02 * 10
 

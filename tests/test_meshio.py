@@ -42,6 +42,17 @@ def test_round_trip_keeps_geometry_normals_and_colours(tmp_path: Path, suffix: s
     assert signed_volumes(back.vertices, back.faces).sum() == pytest.approx(signed_volumes(mesh.vertices, mesh.faces).sum(), rel=1e-4)
 
 
+def test_a_mesh_for_a_browser_is_shown_in_its_own_light(tmp_path: Path) -> None:
+    mesh, path = ellipsoid(UTM), tmp_path / "mesh.glb"
+    data = meshio.as_glb(mesh)
+    tree = json.loads(data[20 : 20 + struct.unpack_from("<I", data, 12)[0]])
+    assert tree["extensionsUsed"] == ["KHR_materials_unlit"] and tree["materials"][0]["extensions"] == {"KHR_materials_unlit": {}}
+    path.write_bytes(data)
+    np.testing.assert_allclose(read_mesh(path).vertices, mesh.vertices, atol=1e-5, rtol=0)
+    write_mesh(path, mesh)
+    assert b"KHR_materials_unlit" not in path.read_bytes()
+
+
 def test_ply_header_is_what_viewers_expect(tmp_path: Path) -> None:
     for center, kind in ((np.zeros(3), "float"), (UTM, "double")):
         write_mesh(tmp_path / "mesh.ply", ellipsoid(center), comments=("frame: input",))

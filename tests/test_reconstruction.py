@@ -17,9 +17,10 @@ from fastsurf.errors import BackendError, CheckpointError, MeshError, UsageError
 from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Saved, TrainState
 from fastsurf.meshio import read_mesh
 from fastsurf.model import Model
-from fastsurf.reconstruction import fit_to, reconstruct
+from fastsurf.reconstruction import fit_to, reconstruct, without_effect
 from fastsurf.runs import eval_run, mesh_run, picture_names, render_run
-from fastsurf.training import Training
+from fastsurf.scene import load_scene
+from fastsurf.training import Training, learn
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,27 @@ def test_an_existing_run_is_not_overwritten(tiny, finished):
     with pytest.raises(UsageError, match="--resume"):
         reconstruct(tiny, load_config(None, SMALL), run=finished[0].run)
     assert (finished[0].run / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_what_changes_nothing_is_said(tiny):
+    def told(method, *sets):
+        return without_effect(tiny, load_config(None, sets, method), ReferenceBackend())
+
+    assert [told(method) for method in ("unisurf", "nerf", "idr", "wild")] == [[]] * 4
+    assert told("nerf", "loss.smooth=0.1", "loss.points=0") == ["loss.smooth has no effect: nerf has no such loss"]
+    assert told("unisurf", "loss.smooth=0.1", "precision=fast") == ["precision fast has no effect on a CPU"]
+    assert told("idr", "scene.background=model") == ["scene.background=model has no effect: idr learns colours within masks alone"]
+
+
+def test_a_background_is_learned_behind_masks(tiny_folder):
+    scene = load_scene(tiny_folder)
+    for image, mask in zip(scene.images, scene.masks, strict=True):
+        image[mask < 255] = torch.tensor([0, 0, 255], dtype=torch.uint8)
+    config = load_config(None, [*SMALL, "train.foreground=0", "loss.outlier=0"])
+    run = Training(scene, Model(config, ReferenceBackend(), "model"), ReferenceBackend())
+    run.model.grid.occupied.zero_()
+    assert float(learn(run)[0]) == pytest.approx(1.5, rel=1e-3)  # it is grey at first, and off by one half in each channel
+    assert run.model.background.weights[-1].grad.abs().sum() > 0
 
 
 def test_resuming_nothing_is_refused(tiny, tmp_path):

@@ -23,7 +23,7 @@ from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Preview,
 from fastsurf.ui import why_plain
 from fastsurf.ui.jsonlines import JsonLines, read_event
 from fastsurf.ui.pictures import Curve, half_blocks, sparkline
-from fastsurf.ui.plain import Plain, closing_lines, duration, quantity
+from fastsurf.ui.plain import Plain, closing_lines, duration, quantity, step_line
 from fastsurf.ui.report import ARROWS, camera_map, report_lines
 from fastsurf.ui.screen import Board, Cells, Phase, Strays, draw
 
@@ -62,6 +62,14 @@ def test_the_screen_fills_its_width_and_stays_within_its_height(width, height):
     assert {len(line) for line in lines} == {width} and len(lines) < height
     assert lines[0].startswith("╭─ fastsurf · fox ") and lines[0].endswith(" native: AVX2, 2 threads ─╮")
     assert lines[-1].startswith("╰") and "Ctrl-C: finish early" in lines[-1]
+
+
+def test_an_interval_is_told_only_by_methods_that_have_one():
+    board = training_board()
+    board.state = replace(board.state, half_width=0.0)
+    seen = "\n".join(text(board, 110, 32, now=107.0))
+    assert "interval" not in seen and re.search("loss.*PSNR.*occupied", seen, re.DOTALL)
+    assert "interval" not in step_line(board.state) and "dB  occupied" in step_line(board.state)
 
 
 def test_the_screen_shows_phases_numbers_curves_and_pictures():

@@ -23,7 +23,7 @@ from fake_events import fake_events, fake_step
 from test_checkpoint import SMALL
 from test_cli import PACKAGE, fails
 
-from fastsurf.cameras import Camera, project, unproject
+from fastsurf.cameras import Camera, project, unproject, up_of
 from fastsurf.cli import main
 from fastsurf.config import load_config
 from fastsurf.errors import CheckpointError, UsageError
@@ -32,10 +32,10 @@ from fastsurf.hooks import PhaseDone, PhaseStarted, Preview, TrainState
 from fastsurf.mesh import Mesh
 from fastsurf.meshio import write_mesh
 from fastsurf.pinhole import OUTSIDE, fitting_view, through_pinhole
+from fastsurf.rays import box_edges
 from fastsurf.reconstruction import reconstruct
-from fastsurf.runs import up_of
 from fastsurf.ui.jsonlines import JsonLines
-from fastsurf.viewer import Looking, as_glb, box_edges, free_port, status
+from fastsurf.viewer import Looking, as_glb, free_port, status
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 COLOUR = (180, 120, 60)
@@ -150,8 +150,15 @@ def test_a_run_is_followed_as_it_changes(run):
     np.savez(run / "points.npz", points=world, sightings=np.zeros((0, 2), int))
     assert following.update() == {"points"}
     np.testing.assert_allclose(following.points, [[0.5, 0, 0], [0, 0, -1]], atol=1e-9)
+    (run / "points.npz").write_bytes(b"nonsense")
+    assert following.update() == {"points"} and "points.npz" in following.problems["points"]
+    np.savez(run / "points.npz", points=world, sightings=np.zeros((0, 2), int))
+    assert following.update() == {"points"} and following.problems == {}
+    mesh.unlink()
+    assert following.update() == {"mesh"} and following.mesh_name == "first_mesh.ply"
     mesh.write_bytes(b"ply\nnonsense")
-    assert following.update() == {"mesh"} and "mesh.ply" in following.problems["mesh"] and "mesh.ply" in status(following)
+    assert following.update() == {"mesh"} and following.update() == set()
+    assert "mesh.ply" in following.problems["mesh"] and "mesh.ply" in status(following)
 
 
 def test_cameras_and_box_are_there_before_anything_is_learned(tiny_folder, tiny, tmp_path):

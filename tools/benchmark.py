@@ -156,7 +156,7 @@ def parts_of_step(repeats: int, sets: list[str]) -> dict[str, float]:
     backend.train_step = timed  # type: ignore[method-assign]
     ms = interleaved({
         "pixels": lambda: run.scene.sample(run.rays, generator, config.train.foreground, backend),
-        "search": lambda: fused.place(batch.rays, samples), "update": lambda: model.update_grid(generator),
+        "search": lambda: fused.place(batch.rays, samples, model.in_use()), "update": lambda: model.update_grid(generator),
         "learn": lambda: learn(run), "adam": lambda: (learn(run), run.optimizer.step(run.progress())),
     }, repeats)  # fmt: skip
     ms["kernels"] = 1000 * statistics.median(inside[2:])
@@ -255,7 +255,7 @@ def work(run: Training, backend: NativeBackend | ReferenceBackend, fused: bool =
     if not fused:
         twin.fused = None
     if twin.fused is not None:
-        placed = twin.fused.place(batch.rays, Samples(config.sampling.front, config.sampling.interval, generator))
+        placed = twin.fused.place(batch.rays, Samples(config.sampling.front, config.sampling.interval, generator), model.in_use())
         twin.fused.place = lambda *_: placed  # type: ignore[method-assign]
     if isinstance(backend, Eager):
         backend = twin.backend = model.backend = Eager()

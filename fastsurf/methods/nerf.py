@@ -21,8 +21,6 @@ from ..render import BackgroundFn, Samples, Solid, render_volume
 from ..sampling import toward_light
 from ..surface import Crossings, search
 
-DIAGONAL = 2.0 * 3.0**0.5  # of the scene box
-
 
 class DensityField(nn.Module):
     """log sigma(x) = `field.sharpness` g(x), with g the network that an `OccupancyField` holds, here without a prior."""
@@ -72,8 +70,8 @@ def thinnest_kept(grid: OccupancyGrid) -> float:
 
 
 def whole_ray(progress: float, config: Config) -> tuple[float, float]:
-    """No interval, so half of the longest ray; and the density where the level is 0."""
-    return DIAGONAL / 2.0, config.field.density_level
+    """No interval; and the density where the level is 0."""
+    return 0.0, config.field.density_level
 
 
 def render(

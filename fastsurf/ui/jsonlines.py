@@ -7,6 +7,7 @@ occupied, hit and samples_per_second; numbers that are not finite become null.
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,11 +86,20 @@ class JsonLines:
 def _open(path: Path, append: bool) -> IO[bytes]:
     """Unbuffered: what could not be written is known and can be tried again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cut = append and path.is_file() and path.read_bytes()[-1:] not in (b"", b"\n")  # the last line, by a kill
+    cut = append and torn(path)
     file = path.open("ab" if append else "wb", buffering=0)
     if cut:
         file.write(b"\n")
     return file
+
+
+def torn(path: Path) -> bool:
+    """Whether a file of lines ends within one, where a kill left it."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def finite(value: Any) -> Any:

@@ -68,8 +68,9 @@ class Silent:
 
 def step_line(state: TrainState) -> str:
     """One training step in words, ASCII only."""
+    interval = f"  interval {state.half_width:.3f}" if state.half_width else ""
     return (
-        f"{state.progress:4.0%}  step {state.step}  loss {state.loss:.4f}  psnr {state.psnr:.1f} dB  interval {state.half_width:.3f}  "
+        f"{state.progress:4.0%}  step {state.step}  loss {state.loss:.4f}  psnr {state.psnr:.1f} dB{interval}  "
         f"occupied {state.occupied:.1%}  {quantity(state.samples_per_second)} samples/s  {duration(state.seconds_left)} left"
         + (f"  {state.skipped} skipped" if state.skipped else "")
     )

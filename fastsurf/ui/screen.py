@@ -304,7 +304,7 @@ def _metrics(board: Board, width: int, now: float) -> list[Line]:
     rows = [
         ("loss", f"{state.loss:.4f}", "loss"),
         ("PSNR", f"{state.psnr:.1f} dB", "psnr"),
-        ("interval ±", f"{state.half_width:.3f}", "interval"),
+        *([("interval ±", f"{state.half_width:.3f}", "interval")] if state.half_width else []),
         ("occupied", f"{state.occupied:.1%}", "occupied"),
         ("samples/s", quantity(recent[0]), "speed"),
         ("rays that hit", f"{state.hit:.0%}", ""),

@@ -13,7 +13,7 @@ struct FieldWeights {  // padded, both ways round
       : width(2 * grid.n_levels), hidden(net.hidden), outputs(net.outputs), ep(padded(width)), hp(padded(net.hidden)), op(padded(net.outputs)), w1(arena.take(size_t(net.hidden) * ep)),
         w1t(arena.take(size_t(width) * hp)), w2(arena.take(size_t(net.outputs) * hp)), w2t(arena.take(size_t(net.hidden) * op)) {}
 
-  void fill(const Net& net) {
+  void fill(const Net& net) const {
     fill_zero(w1, size_t(w2t - w1) + size_t(net.hidden) * op);
     copy(net.w1, net.hidden, width, width, w1, ep);
     copy_transposed(net.w1, net.hidden, width, w1t, hp);
@@ -39,6 +39,22 @@ struct FieldTile {  // one thread's activations
         s(arena.take(points * w.hp)), g_z(arena.take(points * w.hp)), u(arena.take(points * w.ep)), out(arena.take(points * w.op)),
         gradient(arena.take(points * 3)), z_chosen(arena.take(points * w.hp)), u_chosen(arena.take(points * w.ep)) {}
 };
+
+struct Packed {
+  FieldWeights weights;
+  size_t tile_floats;  // that a FieldTile takes
+  float* room;
+};
+
+// The weights in shared scratch, and `more` floats of room behind them.
+Packed pack(const Grid& grid, const Net& net, size_t more = 0) {
+  Arena sizes{nullptr}, tile_sizes{nullptr};
+  const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
+  Arena arena{shared_scratch(sizes.used + more)};
+  const FieldWeights weights(arena, grid, net);
+  weights.fill(net);
+  return {weights, tile_sizes.used, arena.take(more)};
+}
 
 struct Chosen {  // rows of a tile, in ascending order
   const int32_t* rows;
@@ -119,13 +135,9 @@ void field_tile_gradient(const FieldWeights& w, const FieldTile& t, const float*
 }
 
 void field(const Grid& grid, const Net& net, const float* x, int64_t n, int threads, float* out, float* gradient, const Saved& saved) {
-  Arena sizes{nullptr}, tile_sizes{nullptr};
-  const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
-  const size_t tile_floats = tile_sizes.used;
-  Arena arena{shared_scratch(sizes.used)};
-  FieldWeights w(arena, grid, net);
-  w.fill(net);
-  parallel(threads, tiles_of(n), tile_floats, [=, &grid, &saved](int64_t tile, float* scratch) {
+  const Packed packed = pack(grid, net);
+  const FieldWeights w = packed.weights;
+  parallel(threads, tiles_of(n), packed.tile_floats, [=, &grid, &saved](int64_t tile, float* scratch) {
     Arena own{scratch};
     const FieldTile t(own, w);
     const int64_t start = tile * TILE;
@@ -155,13 +167,9 @@ void value_tile(const Grid& grid, const FieldWeights& w, const FieldTile& t, con
 }
 
 void field_value(const Grid& grid, const Net& net, const float* x, int64_t n, int threads, float* value) {
-  Arena sizes{nullptr}, tile_sizes{nullptr};
-  const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
-  const size_t tile_floats = tile_sizes.used;
-  Arena arena{shared_scratch(sizes.used)};
-  FieldWeights w(arena, grid, net);
-  w.fill(net);
-  parallel(threads, tiles_of(n), tile_floats, [=, &grid](int64_t tile, float* scratch) {
+  const Packed packed = pack(grid, net);
+  const FieldWeights w = packed.weights;
+  parallel(threads, tiles_of(n), packed.tile_floats, [=, &grid](int64_t tile, float* scratch) {
     Arena own{scratch};
     const FieldTile t(own, w);
     const int64_t start = tile * TILE;
@@ -173,13 +181,9 @@ void field_value(const Grid& grid, const Net& net, const float* x, int64_t n, in
 void first_crossing(const Grid& grid, const Net& net, float prior_radius, const Rays& rays, const Lattice& lattice, int secant_steps, int threads,
                     float* t_crossing, uint8_t* hit) {
   constexpr int RAYS = 64;  // searched together
-  Arena sizes{nullptr}, tile_sizes{nullptr};
-  const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
-  const size_t tile_floats = tile_sizes.used;
-  Arena arena{shared_scratch(sizes.used)};
-  FieldWeights w(arena, grid, net);
-  w.fill(net);
-  parallel(threads, (rays.n + RAYS - 1) / RAYS, tile_floats, [=, &grid, &rays, &lattice](int64_t task, float* scratch) {
+  const Packed packed = pack(grid, net);
+  const FieldWeights w = packed.weights;
+  parallel(threads, (rays.n + RAYS - 1) / RAYS, packed.tile_floats, [=, &grid, &rays, &lattice](int64_t task, float* scratch) {
     Arena own{scratch};
     const FieldTile t(own, w);
     const int64_t start = task * RAYS, end = start + RAYS < rays.n ? start + RAYS : rays.n;
@@ -221,29 +225,26 @@ void field_tile_second_order(const FieldWeights& w, const FieldTile& t, const fl
   }
 }
 
-// G_z of points that are blamed for out[0] by d_level (points,), into t.g_z; adds to d2's first row.
-INLINE void blame_first_output(const FieldWeights& w, const FieldTile& t, int points, const float* d_level, float* d2) {
-  constexpr int VECTORS = 4;
-  for (int first = 0; first < w.hp; first += VECTORS * LANES) {
-    const int vectors = (w.hp - first) / LANES < VECTORS ? (w.hp - first) / LANES : VECTORS;
-    vf v[VECTORS], sum[VECTORS];
-    for (int k = 0; k < vectors; k++) v[k] = load(w.w2 + first + k * LANES), sum[k] = load(d2 + first + k * LANES);
-    const auto through = [&](int count) __attribute__((always_inline)) {
-      for (int p = 0; p < points; p++) {
-        const vf d = all(d_level[p]);
-        UNROLL for (int k = 0; k < count; k++) {
-          const vf z = load(t.z + p * w.hp + first + k * LANES);
-          sum[k] += d * z;
-          store(t.g_z + p * w.hp + first + k * LANES, keep_if(vi(z > all(0.0f)), d * v[k]));
-        }
-      }
-    };
-    if (vectors == VECTORS)
-      through(VECTORS);
-    else
-      through(vectors);
-    for (int k = 0; k < vectors; k++) store(d2 + first + k * LANES, sum[k]);
+// G_z of points that are blamed for out[0] by d_level (points,), into t.g_z, and d2's first row: VECTORS vectors of both, from column `first` on.
+template <int VECTORS>
+INLINE void blame_columns(const FieldWeights& w, const FieldTile& t, int points, const float* d_level, int first, float* d2) {
+  vf v[VECTORS], sum[VECTORS];
+  UNROLL for (int k = 0; k < VECTORS; k++) v[k] = load(w.w2 + first + k * LANES), sum[k] = load(d2 + first + k * LANES);
+  for (int p = 0; p < points; p++) {
+    const vf d = all(d_level[p]);
+    UNROLL for (int k = 0; k < VECTORS; k++) {
+      const vf z = load(t.z + p * w.hp + first + k * LANES);
+      sum[k] += d * z;
+      store(t.g_z + p * w.hp + first + k * LANES, keep_if(vi(z > all(0.0f)), d * v[k]));
+    }
   }
+  UNROLL for (int k = 0; k < VECTORS; k++) store(d2 + first + k * LANES, sum[k]);
+}
+
+INLINE void blame_first_output(const FieldWeights& w, const FieldTile& t, int points, const float* d_level, float* d2) {
+  int first = 0;
+  for (; first + 4 * LANES <= w.hp; first += 4 * LANES) blame_columns<4>(w, t, points, d_level, first, d2);
+  for (; first < w.hp; first += LANES) blame_columns<1>(w, t, points, d_level, first, d2);
 }
 
 // After that the share of the other outputs, which only the chosen points, z in t.z_chosen, are blamed for: d_feature, rows of d_row.

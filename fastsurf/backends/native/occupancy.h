@@ -61,14 +61,10 @@ void dilate_plane(const Refresh& r, int32_t x, uint8_t* room) {
 }
 
 void update_grid(const Grid& grid, const Net& net, const Refresh& r, int threads) {
-  Arena sizes{nullptr}, tile_sizes{nullptr};
-  const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
-  const size_t tile_floats = tile_sizes.used;
-  Arena arena{shared_scratch(sizes.used)};
-  FieldWeights w(arena, grid, net);
-  w.fill(net);
+  const Packed packed = pack(grid, net);
+  const FieldWeights w = packed.weights;
   const int64_t total = int64_t(r.cells) * r.cells * r.cells, chunk = (4096 + r.lot - 1) / r.lot * int64_t(r.lot);
-  parallel(threads, (total + chunk - 1) / chunk, tile_floats + size_t(chunk) + 16, [=, &grid, &r](int64_t task, float* scratch) {
+  parallel(threads, (total + chunk - 1) / chunk, packed.tile_floats + size_t(chunk) + 16, [=, &grid, &r](int64_t task, float* scratch) {
     Arena own{scratch};
     const FieldTile t(own, w);
     int32_t* looks = reinterpret_cast<int32_t*>(own.take(size_t(chunk)));

@@ -9,17 +9,14 @@ bool place(const Grid& grid, const Net& net, const Aim& aim, int threads, const 
   const Rays& rays = aim.rays;
   const int samples = aim.front + aim.interval;
   const int64_t most = int64_t(2.0 * 1.7320508075688772 / aim.step) + 1, along = blocks_along(aim.cells);
-  Arena sizes{nullptr}, tile_sizes{nullptr};
-  const FieldTile counted(tile_sizes, FieldWeights(sizes, grid, net));
-  const size_t tile_floats = tile_sizes.used, block_floats = size_t(along * along * along + 3) / 4;
-  Arena arena{shared_scratch(sizes.used + block_floats)};
-  FieldWeights w(arena, grid, net);
-  w.fill(net);
-  auto* blocks = reinterpret_cast<uint8_t*>(arena.take(block_floats));
+  const Packed packed = pack(grid, net, size_t(along * along * along + 3) / 4);
+  const FieldWeights w = packed.weights;
+  auto* blocks = reinterpret_cast<uint8_t*>(packed.room);
   occupied_blocks(aim.occupied, aim.cells, threads, blocks);
   const Cells cells{aim.occupied, blocks, aim.cells};
   bool bounded = true;
-  parallel(threads, (rays.n + RAYS - 1) / RAYS, tile_floats + size_t(most) * RAYS + 16, [=, &grid, &aim, &rays, &placed, &bounded](int64_t task, float* scratch) {
+  parallel(threads, (rays.n + RAYS - 1) / RAYS, packed.tile_floats + size_t(most) * RAYS + 16,
+           [=, &grid, &aim, &rays, &placed, &bounded](int64_t task, float* scratch) {
     Arena own{scratch};
     const FieldTile t(own, w);
     float* lattice = own.take(size_t(most) * RAYS);
