@@ -254,6 +254,8 @@ def test_transforms_that_are_no_such_file(tmp_path, text, message):
         ({**rings.intrinsics(), "cx": float("nan")}, "cx: want a finite number, found nan"),
         ({**rings.intrinsics(), "camera_model": "EQUIRECTANGULAR"}, "found EQUIRECTANGULAR"),
         ({**rings.intrinsics(), "k4": 0.1}, "found k4 = 0.1"),
+        ({**rings.intrinsics(), "camera_model": "FULL_OPENCV", "k3": 0.1, "k6": 0.2}, "found k6 = 0.2"),
+        ({**rings.intrinsics(), "mask_path": 5}, "mask_path of images/000.png: want text, found 5"),
         ({**rings.intrinsics(), "w": 0}, "want a size in pixels, found 0x36"),
     ],
 )
