@@ -446,6 +446,18 @@ def test_idr_fewer_photographs_than_cameras_are_matched_by_number(tmp_path):
         load(tmp_path)
 
 
+def test_idr_a_stated_size_needs_no_guess(tmp_path):
+    """DTU's camera_mat maps pixels to [-1, 1]; the principal point alone would fit no whole factor."""
+    rings.idr(tmp_path, size=(28, 21))
+    with pytest.raises(SceneError, match="is far off the middle of 28x21"):
+        load(tmp_path)
+    with np.load(tmp_path / "cameras.npz") as archive:
+        matrices = dict(archive)
+    to_unit = np.array([[2 / rings.WIDTH, 0, -1, 0], [0, 2 / rings.HEIGHT, -1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    np.savez(tmp_path / "cameras.npz", **matrices, **{f"camera_mat_{i}": to_unit for i in range(5)})
+    assert_ring(load(tmp_path), scale=28 / rings.WIDTH)
+
+
 def test_idr_the_scene_behind_every_camera_is_refused(tmp_path):
     rings.idr(tmp_path)
     with np.load(tmp_path / "cameras.npz") as archive:
