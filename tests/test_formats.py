@@ -636,6 +636,9 @@ def test_llff_wants_a_row_for_each_photograph(tmp_path):
     np.save(tmp_path / "poses_bounds.npy", np.zeros((4, 12)))
     with pytest.raises(SceneError, match="want rows of 17 numbers, found 4x12"):
         load(tmp_path)
+    np.savez(tmp_path / "poses.npz", poses=np.zeros((4, 17)))
+    with pytest.raises(SceneError, match="want rows of 17 numbers, found 0"):
+        load(tmp_path / "poses.npz", format="llff")
     (tmp_path / "poses_bounds.npy").write_bytes(b"no array")
     with pytest.raises(SceneError, match="not readable as npy"):
         load(tmp_path)
