@@ -293,8 +293,8 @@ def _judge(found: dict[str, Any], n: int, config: PosesConfig, out: Path, masked
         why += "" if masked else ", or give masks of one that turns"
     if masked:
         why += "; --masks ignore (reconstruct: --set poses.masks=ignore) takes features of the surroundings too, if they stood still"
-    least = max(placed - 1, 0) / n
-    accept = f"; --least {least:.1f} (reconstruct: --set poses.least={least:.1f}) takes what there is" if placed >= 3 else ""
+    least = 100 * max(placed - 1, 0) // n / 100
+    accept = f"; --least {least:g} (reconstruct: --set poses.least={least:g}) takes what there is" if placed >= 3 else ""
     raise SceneError(f"{how}. {why[0].upper()}{why[1:]}{accept}")
 
 
