@@ -356,6 +356,14 @@ def test_plain_lines_where_the_screen_would_not_work(environ, reason):
     assert why_plain(io.StringIO(), {"TERM": "xterm"}) == "no terminal"
 
 
+def test_plain_lines_on_the_terminal_of_another_session():
+    """As after `setsid`: it can be written to, but says nothing of jobs and gives no keys."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w", encoding="utf-8") as stream:
+        assert why_plain(stream, {"TERM": "xterm"}) == "in the background"
+    os.close(ours)
+
+
 def on_terminal(command, columns, rows, interrupt_after=None, environ=()):
     """Run a command on a terminal of its own: exit code, what it wrote, and the terminal's mode before and after."""
     inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
