@@ -211,6 +211,8 @@ def test_stray_prints_become_notes():
     notes = []
     print("a warning\n  on two lines", file=Strays(notes))
     assert notes == ["a warning", "  on two lines"]
+    print("10 %\r20 %\r\x1b[33mdone\x1b[0m\n", file=Strays(notes))
+    assert notes[2:] == ["done"]
 
 
 def test_half_blocks_keep_aspect_and_mean_colour():
