@@ -308,6 +308,7 @@ def test_durations_and_quantities():
     assert [duration(s) for s in (0, 59.6, 754, 3723)] == ["0:00", "1:00", "12:34", "1:02:03"]
     assert duration(math.inf) == duration(math.nan) == duration(-1) == "?:??"
     assert [quantity(n) for n in (0, 999, 41234, 1.2e6, 3.4e9)] == ["0", "999", "41.2 k", "1.2 M", "3.4 G"]
+    assert [quantity(n) for n in (999.4, 999.6, 999_400, 999_700)] == ["999", "1 k", "999 k", "1 M"]
 
 
 def test_closing_lines_are_six_and_name_what_comes_next():
