@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from .demo_solid import Array, distance, normals, radiance
 from .demo_wild import Light, Wild, dome, lights, passers_by
+from .exposure import coded
 from .files import write_whole
 from .mesh import Mesh, extract, sample_surface
 from .meshio import write_mesh
@@ -145,7 +146,7 @@ def photograph(c2w: Array, focal: float, size: int) -> npt.NDArray[np.uint8]:
 
 def developed(light: Array, alpha: Array) -> npt.NDArray[np.uint8]:
     """Linear light (3, h, w), straight, with alpha (h, w) as a picture (h, w, 4)."""
-    rgb = np.where(alpha > 0, _srgb(light), 1)
+    rgb = np.where(alpha > 0, coded(light.clip(0, 1)), 1)
     rgba = np.concatenate([rgb, alpha[None]]).transpose(1, 2, 0)
     return (rgba * 255 + 0.5).astype(np.uint8)
 
@@ -169,11 +170,6 @@ def traced(c2w: Array, focal: float, size: int) -> tuple[Array, Array]:
     straight[:, edge] = light.reshape(3, 4, -1).sum(1) / np.maximum(count, 1)
     alpha[edge] = count / 4
     return straight.reshape(3, size, size), alpha.reshape(size, size)
-
-
-def _srgb(linear: Array) -> Array:
-    linear = np.clip(linear, 0, 1)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0.0031308) ** (1 / 2.4) - 0.055)
 
 
 def _directions(c2w: Array, focal: float, size: int, u: Array, v: Array) -> npt.NDArray[np.float32]:
@@ -267,7 +263,7 @@ def truth(resolution: int = 320) -> Mesh:
     for _ in range(2):
         p = p - _in_chunks(lambda q: normals(q, 1e-5) * distance(q), p)
     n = _in_chunks(lambda q: normals(q, 1e-5), p)
-    colors = _in_chunks(lambda q: _srgb(radiance(q, normals(q), None)), p.astype(np.float32))
+    colors = _in_chunks(lambda q: coded(radiance(q, normals(q), None).clip(0, 1)), p.astype(np.float32))
     return Mesh(np.ascontiguousarray(p.T), faces, n.T.astype(np.float32), (colors.T * 255 + 0.5).astype(np.uint8))
 
 

@@ -94,31 +94,31 @@ def albedo(p: Array) -> Array:
 
     rise = z - 0.94
     diamonds = np.sin(8 * angle + 15 * rise) * np.sin(8 * angle - 15 * rise)
-    ink = _step(diamonds, 0.04)[None]
-    color = _mix((0.86, 0.80, 0.66), (0.03, 0.09, 0.36), ink)
-    color = _mix(color, (0.80, 0.36, 0.04), _step(-diamonds - 0.62, 0.06)[None])
-    color = _mix(color, (0.05, 0.42, 0.44), _step(diamonds - 0.62, 0.06)[None])
+    ink = smooth_step(diamonds, 0.04)[None]
+    color = mix((0.86, 0.80, 0.66), (0.03, 0.09, 0.36), ink)
+    color = mix(color, (0.80, 0.36, 0.04), smooth_step(-diamonds - 0.62, 0.06)[None])
+    color = mix(color, (0.05, 0.42, 0.44), smooth_step(diamonds - 0.62, 0.06)[None])
     reach = np.sqrt(x * x + y * y)
     petals = np.sin(38 * reach + 1.7 * np.cos(8 * angle))
-    flower = _mix((0.88, 0.82, 0.68), (0.03, 0.09, 0.36), _step(petals - 0.25, 0.15)[None])
-    flower = _mix(flower, (0.66, 0.09, 0.05), _step(petals * np.cos(8 * angle) - 0.72, 0.10)[None])
-    flower = _mix(flower, (0.80, 0.40, 0.05), _step(-petals * np.sin(16 * angle) - 0.45, 0.12)[None])
-    color = _mix(color, flower, _step(rise - 0.27, 0.012)[None])
+    flower = mix((0.88, 0.82, 0.68), (0.03, 0.09, 0.36), smooth_step(petals - 0.25, 0.15)[None])
+    flower = mix(flower, (0.66, 0.09, 0.05), smooth_step(petals * np.cos(8 * angle) - 0.72, 0.10)[None])
+    flower = mix(flower, (0.80, 0.40, 0.05), smooth_step(-petals * np.sin(16 * angle) - 0.45, 0.12)[None])
+    color = mix(color, flower, smooth_step(rise - 0.27, 0.012)[None])
     spiral = np.sin(34 * (0.8 * x + 0.6 * z) + 2.0 * np.arctan2(y, z - 0.3 - 0.9 * x + 0.35))
-    on_spout = _step(x - 0.66, 0.015)[None]
-    color = _mix(color, _mix((0.82, 0.75, 0.60), (0.05, 0.42, 0.44), _step(spiral, 0.25)[None]), on_spout)
+    on_spout = smooth_step(x - 0.66, 0.015)[None]
+    color = mix(color, mix((0.82, 0.75, 0.60), (0.05, 0.42, 0.44), smooth_step(spiral, 0.25)[None]), on_spout)
     color = color * (1 + 0.22 * speckle)
 
     round_handle = np.arctan2(z - 0.98, x + 0.67)
     across = np.arctan2(y, np.sqrt((x + 0.67) ** 2 + (z - 0.98) ** 2) - 0.36)
     rope = np.sin(np.where(x < -0.3, 22 * round_handle + 2 * across, 9 * angle + 40 * z))
-    copper = _mix((0.62, 0.20, 0.07), (0.90, 0.52, 0.20), _step(rope, 0.4)[None]) * (1 + 0.3 * speckle)
+    copper = mix((0.62, 0.20, 0.07), (0.90, 0.52, 0.20), smooth_step(rope, 0.4)[None]) * (1 + 0.3 * speckle)
 
     warp = 0.05 * np.sin(5 * x + 1) + 0.04 * np.sin(7 * y + 4 * x) + 0.03 * np.sin(9 * z + 3 * y)
     rings = np.sqrt((y + 0.35 + warp) ** 2 + (1.5 * z + 0.5 + 0.25 * x + warp) ** 2)
     grain = 0.5 + 0.5 * np.sin(70 * rings + 2.5 * np.sin(6 * x + 4 * y))
     fibre = np.sin(90 * (y + warp) + 3 * np.sin(5 * x)) * np.sin(85 * (z + 0.3 * warp) + 6 * np.sin(3 * x)) * np.sin(14 * x + 9 * y)
-    walnut = _mix((0.42, 0.21, 0.085), (0.13, 0.05, 0.02), (grain * grain)[None]) * (1 + 0.35 * fibre + 0.2 * speckle)
+    walnut = mix((0.42, 0.21, 0.085), (0.13, 0.05, 0.02), (grain * grain)[None]) * (1 + 0.35 * fibre + 0.2 * speckle)
 
     least = np.minimum(np.minimum(glaze, trim), wood)
     chosen: Array = np.where(wood == least, walnut, np.where(trim == least, copper, color)).clip(0.01, 0.95)
@@ -167,13 +167,14 @@ def _unshadowed(p: Array, light: Array, lit: npt.NDArray[np.bool_]) -> Array:
     return share * share * (3 - 2 * share)
 
 
-def _mix(a: Any, b: Any, share: Array) -> Array:
+def mix(a: Any, b: Any, share: Array) -> Array:
+    """Colours from a to b, each (3,) or (3, n), by `share (n,)` or (1, n), 0 to 1."""
     a, b = (np.array(c, share.dtype)[:, None] if isinstance(c, tuple) else c for c in (a, b))
     mixed: Array = a + (b - a) * share
     return mixed
 
 
-def _step(v: Array, width: float) -> Array:
+def smooth_step(v: Array, width: float) -> Array:
     """0 below -width, 1 above width, smooth between: edges a pixel or two wide instead of jagged."""
     s: Array = np.clip(0.5 + 0.5 * v / width, 0, 1)
     s = s * s * (3 - 2 * s)

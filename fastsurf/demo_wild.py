@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .demo_solid import Array
+from .demo_solid import Array, mix, smooth_step
 
 DOME = 15.0  # radius of the world behind, round the world's origin
 SUN = np.array([0.45, -0.55, 0.75]) / np.linalg.norm([0.45, -0.55, 0.75])  # the solid's key light
@@ -138,33 +138,21 @@ def dome(eye: Array, d: Array) -> Array:
     x, y, z = p
     turn = np.arctan2(y, x)
     blur = 2 * np.sin(3 * x + 2 * np.sin(4 * y)) + np.sin(7 * y - 5 * z + 2 * np.sin(6 * x)) + 0.5 * np.sin(17 * x + 13 * z + 9 * y)
-    sky = _mix((0.62, 0.74, 0.86), (0.16, 0.36, 0.72), np.sqrt(np.clip(z, 0, 1)))
-    sky = _mix(sky, (0.92, 0.92, 0.94), 0.85 * _rise(blur - 0.8, 0.9))
+    sky = mix((0.62, 0.74, 0.86), (0.16, 0.36, 0.72), np.sqrt(np.clip(z, 0, 1)))
+    sky = mix(sky, (0.92, 0.92, 0.94), 0.85 * smooth_step(blur - 0.8, 0.9))
     sun = np.maximum((p * SUN[:, None]).sum(0), 0)
     sky = sky + 0.5 * sun**40 * np.array([[1.0], [0.9], [0.7]])
 
     patch = np.sin(9 * x + 3 * np.sin(7 * y)) * np.sin(8 * y + 3 * np.sin(6 * x + 5 * z))
     blades = np.sin(41 * x + 4 * np.sin(19 * y)) * np.sin(37 * y + 3 * np.sin(23 * z)) * np.sin(31 * z + 11 * x)
-    meadow = _mix((0.14, 0.24, 0.06), (0.34, 0.30, 0.12), _rise(patch, 0.5)) * (1 + 0.35 * blades)
-    meadow = _mix(meadow, (0.45, 0.42, 0.38), _rise(0.08 - np.abs(x + 0.35 * np.sin(5 * y)), 0.03))  # a path
+    meadow = mix((0.14, 0.24, 0.06), (0.34, 0.30, 0.12), smooth_step(patch, 0.5)) * (1 + 0.35 * blades)
+    meadow = mix(meadow, (0.45, 0.42, 0.38), smooth_step(0.08 - np.abs(x + 0.35 * np.sin(5 * y)), 0.03))  # a path
     hills = 0.10 + 0.05 * np.sin(3 * turn + 1) + 0.03 * np.sin(7 * turn) + 0.008 * np.sin(23 * turn)
-    far = _mix((0.10, 0.17, 0.13), (0.30, 0.40, 0.48), np.clip(z / 0.15, 0, 1)) * (1 + 0.2 * blades)
-    light = _mix(_mix(meadow, far, _rise(z + 0.04, 0.01)), sky, _rise(z - hills, 0.006))
+    far = mix((0.10, 0.17, 0.13), (0.30, 0.40, 0.48), np.clip(z / 0.15, 0, 1)) * (1 + 0.2 * blades)
+    light = mix(mix(meadow, far, smooth_step(z + 0.04, 0.01)), sky, smooth_step(z - hills, 0.006))
     return np.maximum(light, 0).astype(np.float32)
 
 
 def _color(rng: np.random.Generator, least: float, most: float) -> tuple[float, float, float]:
     r, g, b = rng.uniform(least, most, 3)
     return float(r), float(g), float(b)
-
-
-def _mix(a: Array | tuple[float, ...], b: Array | tuple[float, ...], share: Array) -> Array:
-    a, b = (np.array(c, share.dtype)[:, None] if isinstance(c, tuple) else c for c in (a, b))
-    mixed: Array = a + (b - a) * share
-    return mixed
-
-
-def _rise(v: Array, width: float) -> Array:
-    """0 below -width, 1 above width, smooth between."""
-    s: Array = np.clip(0.5 + 0.5 * v / width, 0, 1)
-    return s * s * (3 - 2 * s)

@@ -20,6 +20,7 @@ LEFT = 0.7  # of how far two views of a point are apart: gains that leave more a
 
 Colors = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
+Light = npt.NDArray[np.floating[Any]]
 Photographs = npt.NDArray[np.integer[Any]]
 
 
@@ -54,7 +55,7 @@ def linear(levels: npt.NDArray[np.integer[Any]]) -> Floats:
     return np.asarray(np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4))
 
 
-def coded(light: Floats) -> Floats:
+def coded(light: Light) -> Light:
     """sRGB of light >= 0; the inverse of `linear`, over 255."""
     return np.asarray(np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055))
 

@@ -66,7 +66,7 @@ def find_footage(path: Path) -> Footage | None:
     names = _photographs(path, path.rglob("*"))
     if names:
         return Footage(path, names, _masks_beside(path))
-    videos = [file for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEOS]
+    videos = [file for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEOS and not file.name.startswith(".")]
     return Footage(videos[0], ()) if len(videos) == 1 else None
 
 
@@ -139,9 +139,9 @@ def pick_frames(video: Path, folder: Path, most: int, on_progress: Progress) -> 
 
     try:
         count, seconds = imageio_ffmpeg.count_frames_and_secs(str(video))
-        frames = imageio_ffmpeg.read_frames(str(video))
+        frames = imageio_ffmpeg.read_frames(str(video), output_params=["-fps_mode", "passthrough"])  # each once, as they are counted
         width, height = next(frames)["size"]
-    except (RuntimeError, OSError, KeyError, StopIteration) as e:
+    except (RuntimeError, OSError, ValueError, KeyError, StopIteration) as e:
         reason = (str(e).strip() or "no frames in it").splitlines()[-1]
         raise SceneError(f"{video}: can't be read as a video ({reason})") from None
     windows = int(np.clip(seconds / WINDOW, min(FEWEST_FRAMES, most), most).clip(1, max(count, 1)))
@@ -156,9 +156,10 @@ def pick_frames(video: Path, folder: Path, most: int, on_progress: Progress) -> 
 
     with contextlib.closing(frames):
         for k, data in enumerate(frames):
-            if k * windows // max(count, 1) > window:
+            now = min(k * windows // max(count, 1), windows - 1)  # should there be more than were counted, they belong to the last
+            if now > window:
                 write()
-                window, best = min(k * windows // count, windows), None
+                window, best = now, None
             if k % stride == 0 or best is None:
                 how = sharpness(np.frombuffer(data, np.uint8).reshape(height, width, 3)[..., 1])
                 if best is None or how > best[0]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import MeshError, UsageError
+from .exposure import linear
 from .files import png, whole, write_whole
 from .guard import parse_json
 from .mesh import Mesh, Texture
@@ -247,9 +248,8 @@ def _write_glb(
     positions = ((mesh.vertices - middle) @ Y_UP.T).astype("<f4")
     arrays: list[tuple[str, npt.NDArray[Any]]] = [("POSITION", positions), ("NORMAL", (mesh.normals @ Y_UP.T).astype("<f4"))]
     if mesh.colors is not None:
-        linear = np.power((mesh.colors / 255 + 0.055) / 1.055, 2.4)
-        linear = np.where(mesh.colors <= 10, mesh.colors / 255 / 12.92, linear)  # glTF's vertex colours are linear
-        opaque = np.concatenate([linear, np.ones((len(linear), 1))], 1)
+        light = linear(mesh.colors)  # which glTF's vertex colours are
+        opaque = np.concatenate([light, np.ones((len(light), 1))], 1)
         arrays.append(("COLOR_0", (opaque * 65535 + 0.5).astype("<u2")))
     if texture is not None:
         arrays.append(("TEXCOORD_0", np.stack([texture.uv[:, 0], 1 - texture.uv[:, 1]], 1).astype("<f4")))  # from the upper left

@@ -23,12 +23,13 @@ LEAST = 1e-6  # a photograph isn't off by less
 
 
 class Patches:
-    """Running means of all photographs."""
+    """Running means of all photographs.
 
-    def __init__(self, images: Sequence[Tensor], device: torch.device):
-        """Args:
+    Args:
         images: (h, w, 3) uint8 each, in the order of the image store.
-        """
+    """
+
+    def __init__(self, images: Sequence[Tensor], device: torch.device) -> None:
         size = torch.tensor([image.shape[:2] for image in images])
         edge = torch.clamp((size.amax(1) + ACROSS - 1) // ACROSS, min=1)
         count = (size + edge[:, None] - 1) // edge[:, None]

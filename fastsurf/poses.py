@@ -26,7 +26,7 @@ from .errors import BackendError, SceneError, UsageError
 from .files import write_whole
 from .footage import Footage, find_footage, gather, names_in
 from .formats import sniff
-from .formats.checks import find_masks, image_size
+from .formats.checks import find_masks, image_size, mask_folder
 from .guard import read_json
 from .hooks import Hook, MeshProgress, Note, Phases, Saved, announce
 
@@ -92,7 +92,7 @@ def find_poses(
     if 0 < len(footage.names) < 3:
         raise SceneError(f"{source}: found {len(footage.names)} photographs; cameras can be found for three or more, of one thing")
     if config.masks not in ("auto", "ignore"):
-        footage = dataclasses.replace(footage, masks=_folder(config.masks, source))
+        footage = dataclasses.replace(footage, masks=mask_folder(source, config.masks))
     asked = _asked(footage, config, seed, invert_masks)
     record = _claim(out, asked, force)
     if (out / MODEL).is_dir():
@@ -120,18 +120,6 @@ def find_poses(
     os.replace(out / PART, out / MODEL)
     events(Saved("scene", out))
     return _poses(out, found, phases.seconds)
-
-
-def _folder(masks: str, source: Path) -> Path:
-    """The folder of masks that is meant, as the loaders read it.
-
-    Raises:
-        SceneError: there is none.
-    """
-    folder = next((f for f in (Path(masks), source / masks) if f.is_dir()), None)
-    if folder is None:
-        raise SceneError(f"masks: want auto, ignore or a folder, found {masks!r}, which is no folder")
-    return folder
 
 
 def _write_masks(out: Path, names: Sequence[str], where: str, invert: bool, events: Hook) -> float | None:
@@ -305,8 +293,8 @@ def _judge(found: dict[str, Any], n: int, config: PosesConfig, out: Path, masked
         why += "" if masked else ", or give masks of one that turns"
     if masked:
         why += "; --masks ignore (reconstruct: --set poses.masks=ignore) takes features of the surroundings too, if they stood still"
-    least = max(placed - 1, 0) / n
-    accept = f"; --least {least:.1f} (reconstruct: --set poses.least={least:.1f}) takes what there is" if placed >= 3 else ""
+    least = 100 * max(placed - 1, 0) // n / 100
+    accept = f"; --least {least:g} (reconstruct: --set poses.least={least:g}) takes what there is" if placed >= 3 else ""
     raise SceneError(f"{how}. {why[0].upper()}{why[1:]}{accept}")
 
 

@@ -512,6 +512,9 @@ def test_native_refuses_what_it_can_not_do(fast):
         fast.field(problem.x, problem.table, problem.levels[:3], problem.weights)
     with pytest.raises(AssertionError):
         fast.mlp(torch.ones(3, 9), problem.weights)
+    rays = [torch.ones(1, 3), torch.ones(1, 3), torch.zeros(1), torch.ones(1)]
+    with pytest.raises(BackendError, match="can't take"):  # more cells than 32 bits can number
+        fast._call("occupied_steps", *rays, 1, torch.zeros(1), 1300, 0.1, 1, torch.empty(1, 1), torch.empty(1, dtype=torch.int64))
 
 
 def test_choice():

@@ -1,5 +1,7 @@
 """Bare photographs and videos become a folder that COLMAP can read: whole, under plain names, with the pixels as they were stored."""
 
+import subprocess
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -48,7 +50,8 @@ def test_photographs_are_found_in_the_folder_else_in_its_images_else_below(tmp_p
 
 
 def test_a_lone_video_is_taken_where_there_are_no_photographs(tmp_path):
-    (tmp_path / "walk.MOV").touch()
+    for name in ("walk.MOV", "._walk.MOV"):
+        (tmp_path / name).touch()
     assert find_footage(tmp_path).is_video and find_footage(tmp_path) == find_footage(tmp_path / "walk.MOV")
     (tmp_path / "again.mp4").touch()
     assert find_footage(tmp_path) is None
@@ -188,6 +191,20 @@ def test_short_videos_give_more_frames_a_second_and_never_more_than_there_are(vi
     (tmp_path / "few").mkdir()
     pick_frames(video, tmp_path / "few", 3, SILENT)
     assert len(names_in(tmp_path / "few")) == 3
+
+
+@LEAKS
+def test_frames_of_a_video_without_a_steady_rate_are_taken_once(video, tmp_path):
+    """Two seconds at ten frames a second, then one frame a second, as telephones save light: no gap is filled up."""
+    import imageio_ffmpeg
+
+    slow, kept = tmp_path / "slow.mp4", "select=lt(n\\,20)+not(mod(n\\,10))"
+    words = ["-loglevel", "error", "-i", str(video), "-vf", kept, "-fps_mode", "vfr", str(slow)]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *words], check=True, capture_output=True)
+    (tmp_path / "out").mkdir()
+    pick_frames(slow, tmp_path / "out", 8, SILENT)
+    numbers = [int(name[6:11]) for name in names_in(tmp_path / "out")]
+    assert len(numbers) == 8 and max(numbers) < 22
 
 
 @LEAKS

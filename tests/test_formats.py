@@ -254,6 +254,8 @@ def test_transforms_that_are_no_such_file(tmp_path, text, message):
         ({**rings.intrinsics(), "cx": float("nan")}, "cx: want a finite number, found nan"),
         ({**rings.intrinsics(), "camera_model": "EQUIRECTANGULAR"}, "found EQUIRECTANGULAR"),
         ({**rings.intrinsics(), "k4": 0.1}, "found k4 = 0.1"),
+        ({**rings.intrinsics(), "camera_model": "FULL_OPENCV", "k3": 0.1, "k6": 0.2}, "found k6 = 0.2"),
+        ({**rings.intrinsics(), "mask_path": 5}, "mask_path of images/000.png: want text, found 5"),
         ({**rings.intrinsics(), "w": 0}, "want a size in pixels, found 0x36"),
     ],
 )
@@ -394,6 +396,8 @@ def test_masks_of_another_shape_are_refused(tmp_path):
 def test_idr_masks_in_sorted_order(tmp_path):
     rings.idr(tmp_path)
     rings.write_images(tmp_path, [f"mask/m{i}.png" for i in range(5)], mode="L")
+    for hidden in (tmp_path / "mask/._m0.png", tmp_path / "mask/._m1.png"):  # that macOS leaves on other people's disks
+        hidden.write_bytes(b"no picture")
     assert [view.mask.name for view in load(tmp_path).views] == [f"m{i}.png" for i in range(5)]
 
 
@@ -440,6 +444,18 @@ def test_idr_fewer_photographs_than_cameras_are_matched_by_number(tmp_path):
     (tmp_path / "image/002.png").rename(tmp_path / "image/two.png")
     with pytest.raises(SceneError, match=r"5 cameras in cameras\.npz but 4 photographs"):
         load(tmp_path)
+
+
+def test_idr_a_stated_size_needs_no_guess(tmp_path):
+    """DTU's camera_mat maps pixels to [-1, 1]; the principal point alone would fit no whole factor."""
+    rings.idr(tmp_path, size=(28, 21))
+    with pytest.raises(SceneError, match="is far off the middle of 28x21"):
+        load(tmp_path)
+    with np.load(tmp_path / "cameras.npz") as archive:
+        matrices = dict(archive)
+    to_unit = np.array([[2 / rings.WIDTH, 0, -1, 0], [0, 2 / rings.HEIGHT, -1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    np.savez(tmp_path / "cameras.npz", **matrices, **{f"camera_mat_{i}": to_unit for i in range(5)})
+    assert_ring(load(tmp_path), scale=28 / rings.WIDTH)
 
 
 def test_idr_the_scene_behind_every_camera_is_refused(tmp_path):
@@ -620,6 +636,9 @@ def test_llff_wants_a_row_for_each_photograph(tmp_path):
     np.save(tmp_path / "poses_bounds.npy", np.zeros((4, 12)))
     with pytest.raises(SceneError, match="want rows of 17 numbers, found 4x12"):
         load(tmp_path)
+    np.savez(tmp_path / "poses.npz", poses=np.zeros((4, 17)))
+    with pytest.raises(SceneError, match="want rows of 17 numbers, found 0"):
+        load(tmp_path / "poses.npz", format="llff")
     (tmp_path / "poses_bounds.npy").write_bytes(b"no array")
     with pytest.raises(SceneError, match="not readable as npy"):
         load(tmp_path)

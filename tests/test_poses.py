@@ -1,6 +1,7 @@
 """Cameras of bare photographs: they are the true ones up to a similarity, whoever is stopped goes on, and failures say why."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -307,6 +308,16 @@ def test_too_few_in_place_are_an_error_that_least_accepts(walk, tmp_path):
     with pytest.raises(SceneError, match=r"8 of 10 photographs found their place, want 90%.*--least 0.7 .*takes what there is"):
         find_poses(tmp_path / "in", tmp_path / "scene", PosesConfig(least=0.9))
     assert len(find_poses(tmp_path / "in", tmp_path / "scene", PosesConfig(least=0.7)).placed) == 8
+
+
+@pytest.mark.parametrize("placed, n", [(9, 50), (3, 400), (29, 101), (7, 10)])
+def test_the_least_that_is_offered_takes_what_there_is(placed, n, tmp_path):
+    found = {"placed": [f"{k}.png" for k in range(placed)], "sizes": [placed], "features": 1000, "pairs": n}
+    with pytest.raises(SceneError) as refused:
+        poses._judge(found, n, PosesConfig(least=0.99), tmp_path, False)
+    offered = re.search(r"--least (\S+) .*poses\.least=(\S+)\)", str(refused.value))
+    assert offered is not None and offered[1] == offered[2]
+    poses._judge(found, n, PosesConfig(least=float(offered[1])), tmp_path, False)
 
 
 def test_force_replaces_only_what_was_made_here(made, walk, tmp_path):

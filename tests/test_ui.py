@@ -211,6 +211,8 @@ def test_stray_prints_become_notes():
     notes = []
     print("a warning\n  on two lines", file=Strays(notes))
     assert notes == ["a warning", "  on two lines"]
+    print("10 %\r20 %\r\x1b[33mdone\x1b[0m\n", file=Strays(notes))
+    assert notes[2:] == ["done"]
 
 
 def test_half_blocks_keep_aspect_and_mean_colour():
@@ -306,6 +308,7 @@ def test_durations_and_quantities():
     assert [duration(s) for s in (0, 59.6, 754, 3723)] == ["0:00", "1:00", "12:34", "1:02:03"]
     assert duration(math.inf) == duration(math.nan) == duration(-1) == "?:??"
     assert [quantity(n) for n in (0, 999, 41234, 1.2e6, 3.4e9)] == ["0", "999", "41.2 k", "1.2 M", "3.4 G"]
+    assert [quantity(n) for n in (999.4, 999.6, 999_400, 999_700)] == ["999", "1 k", "999 k", "1 M"]
 
 
 def test_closing_lines_are_six_and_name_what_comes_next():
@@ -354,6 +357,14 @@ class Terminal(io.StringIO):
 def test_plain_lines_where_the_screen_would_not_work(environ, reason):
     assert why_plain(Terminal(), environ) == reason
     assert why_plain(io.StringIO(), {"TERM": "xterm"}) == "no terminal"
+
+
+def test_plain_lines_on_the_terminal_of_another_session():
+    """As after `setsid`: it can be written to, but says nothing of jobs and gives no keys."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w", encoding="utf-8") as stream:
+        assert why_plain(stream, {"TERM": "xterm"}) == "in the background"
+    os.close(ours)
 
 
 def on_terminal(command, columns, rows, interrupt_after=None, environ=()):

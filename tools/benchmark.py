@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fast fastsurf is on this CPU, beside what the CPU can do at most.
 
-    python tools/benchmark.py step|march|mesh|end-to-end [--json FILE] [--repeats 7]
+    python tools/benchmark.py step|march|mesh|end-to-end|memory [--json FILE] [--repeats 7]
     python tools/benchmark.py forecast RUN... [--json FILE]
 
 Candidates take turns in one process, so that other load hits them alike; medians are compared. Ratios carry over, times don't.
@@ -10,6 +10,7 @@ Candidates take turns in one process, so that other load hits them alike; median
     march       what the search for surfaces, the grid's updates and the other parts take of a training step as it runs by default
     mesh        a mesh at 512^3 against evaluating the field in all its cells
     end-to-end  `reconstruct` of a small made scene, phase by phase
+    memory      the most that a process takes which does nothing but fused steps; `step` asks for it, too
     forecast    share of moments at which the time left is right within a fifth, after a tenth of the training: median and mean over
                 finished runs, apart for so many steps (forecast again, as it is done now, from the logs) and so many minutes (as told)
 """

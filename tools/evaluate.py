@@ -281,9 +281,6 @@ def commit() -> str:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else ""
 
 
-# ---- scoring
-
-
 def score(folder: Path) -> None:
     """Score the finished run in a cell's folder, in this process: scores.json, rendered views and pictures."""
     cell = read_json(folder / "cell.json")
@@ -327,9 +324,6 @@ def ask(command: str, arguments: Sequence[Path], answer: Path) -> Tree:
     return {key: value for key, value in tree.items() if isinstance(value, int | float)}
 
 
-# ---- pictures
-
-
 def draw_cell(folder: Path, scored: Scored, truth: Truth | None, scene: Scene) -> None:
     """Two views, held-out ones where there are any: photograph, rendering, normals, shaded mesh, error, each a PNG."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -364,9 +358,6 @@ def draw_sheets(out: Path, cells: Sequence[Tree]) -> list[Path]:
         written.append(out / f"{scene}.png")
         write_whole(written[-1], png(contact_sheet([name.partition("-")[2] for name in columns], table, foot)))
     return written
-
-
-# ---- tables
 
 
 def report(out: Path) -> None:

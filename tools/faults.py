@@ -64,7 +64,7 @@ class Run:
                 sys.stderr.flush()
             os._exit(code)
         os.close(writing)
-        self._pipe, self._rest, self.events = reading, b"", list[Event]()
+        self._pipe, self._rest, self._ended, self.events = reading, b"", False, list[Event]()
 
     def follow(self, seconds: float) -> Iterator[Event]:
         """What is told within so many seconds, until the run ends."""
@@ -72,11 +72,12 @@ class Run:
         while select.select([self._pipe], [], [], max(end - time.monotonic(), 0.0))[0]:
             data = os.read(self._pipe, 1 << 16)
             if not data:
+                self._ended = True
                 return
             *lines, self._rest = (self._rest + data).split(b"\n")
-            for line in lines:
-                self.events.append(json.loads(line) | {"at": time.monotonic()})
-                yield self.events[-1]
+            told = [json.loads(line) | {"at": time.monotonic()} for line in lines]
+            self.events += told  # all of them, wherever whoever follows leaves off
+            yield from told
 
     def kill(self) -> None:
         """At once; what it had told until then is read."""
@@ -86,13 +87,15 @@ class Run:
         self._wait()
 
     def finish(self) -> None:
-        """Wait for a good end.
+        """Wait for a good end, and no longer than PATIENCE.
 
         Raises:
             RuntimeError: it was none.
         """
         for _ in self.follow(PATIENCE):
             pass
+        if not self._ended:
+            os.kill(self.process, signal.SIGKILL)
         code = self._wait()
         if code:
             raise RuntimeError(f"the run ended with exit code {code}: {(self.folder.parent / 'stderr.txt').read_text().strip()}")

@@ -274,10 +274,7 @@ def find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool) ->
     if masks == "ignore":
         return bare, False, []
     if masks != "auto":
-        folder = next((f for f in (Path(masks), path / masks) if f.is_dir()), None)
-        if folder is None:
-            raise SceneError(f"masks: want auto, ignore or a folder, found {masks!r}, which is no folder")
-        return _masks_from(folder, bare, in_order, explicit=True), False, []
+        return _masks_from(mask_folder(path, masks), bare, in_order, explicit=True), False, []
     if any(view.mask for view in views):
         files = [view.mask or Path(f"{view.name} (no mask named)") for view in views]
         require(files, "mask", path)
@@ -291,6 +288,18 @@ def find_masks(path: Path, views: Sequence[View], masks: str, in_order: bool) ->
     if any(_is_transparent(view.image) for view in sample):
         return bare, True, []
     return bare, False, ["the photographs' alpha channel is opaque everywhere and no mask"]
+
+
+def mask_folder(path: Path, masks: str) -> Path:
+    """The folder that `masks` names, as it is or in the folder `path`.
+
+    Raises:
+        SceneError: there is none.
+    """
+    folder = next((f for f in (Path(masks), path / masks) if f.is_dir()), None)
+    if folder is None:
+        raise SceneError(f"masks: want auto, ignore or a folder, found {masks!r}, which is no folder")
+    return folder
 
 
 def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
@@ -309,7 +318,7 @@ def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
     if folder is None:
         raise SceneError(f"scene.ignore: want auto, none or a folder, found {where!r}, which is no folder")
     if folder.is_dir():
-        by_name = {p.relative_to(folder).with_suffix("").as_posix(): p for p in sorted(folder.rglob("*")) if p.suffix.lower() in SUFFIXES}
+        by_name = _by_name(folder)
         found = [_mask_of(view, by_name) for view in views]
         if by_name and not any(found):
             raise SceneError(
@@ -328,11 +337,10 @@ def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
 
 def _masks_from(folder: Path, views: Sequence[View], in_order: bool, explicit: bool) -> list[View]:
     """Masks of a folder by stem, by whole name with another extension behind, or in order; empty when none belongs to these views."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    by_name = {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
+    by_name = _by_name(folder)
     found = [_mask_of(view, by_name) for view in views]
-    if in_order and None in found and len(files) == len(views):
-        found = list(files)
+    if in_order and None in found and len(by_name) == len(views):
+        found = list(by_name.values())
     if not any(found) and not explicit:
         return []
     missing = [view.name for view, mask in zip(views, found, strict=True) if mask is None]
@@ -343,6 +351,12 @@ def _masks_from(folder: Path, views: Sequence[View], in_order: bool, explicit: b
     if uses > 1:
         raise SceneError(f"{mask} would be the mask of {uses} photographs with the same stem; want masks in sub-folders as the photographs")
     return _same_shape([replace(view, mask=mask) for view, mask in zip(views, found, strict=True)])
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """The pictures in a folder and below, by their names without extension, in order; those whose own name starts with a dot are none."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
 
 
 def _mask_of(view: View, by_name: dict[str, Path]) -> Path | None:

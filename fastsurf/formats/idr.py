@@ -16,7 +16,7 @@ import numpy as np
 
 from ..cameras import Camera, Capture, View, shift_centers
 from ..errors import SceneError
-from ..guard import MOST_NUMBER, read_arrays
+from ..guard import MOST_NUMBER, MOST_SIDE, read_arrays
 from .checks import finish, from_world_to_camera, guess_stated_size, image_folder, image_size, pinhole
 
 WANTED = "cameras_sphere.npz or cameras.npz"
@@ -87,9 +87,10 @@ def _camera(matrices: dict[str, np.ndarray], i: int, image: Path) -> tuple[Camer
         c2w = from_world_to_camera(rotation, world[:3, 3])
         return pinhole(K / K[2, 2], width, height, image.name), c2w, "UNISURF's camera_mat: [-1, 1] from edge to edge of the image"
     K, c2w = decompose(world[:3], image.name)
-    w, h = guess_stated_size((K[0, 2], K[1, 2]), width, height, image.name)
-    if to_unit is not None and 0 < to_unit[0, 0] < 1 and 0 < to_unit[1, 1] < 1:
-        w, h = round(2 / to_unit[0, 0]), round(2 / to_unit[1, 1])  # DTU: camera_mat maps pixels to [-1, 1]
+    if to_unit is not None and all(2 / MOST_SIDE <= to_unit[k, k] < 1 for k in (0, 1)):  # DTU: camera_mat maps pixels to [-1, 1]
+        w, h = round(2 / to_unit[0, 0]), round(2 / to_unit[1, 1])
+    else:
+        w, h = guess_stated_size((K[0, 2], K[1, 2]), width, height, image.name)
     camera = pinhole(K, w, h, image.name)
     if max(abs(K[0, 2] - w / 2), abs(K[1, 2] - h / 2)) < MIDDLE:
         return camera, c2w, "pixel centres at half integers (principal points in the exact middle)"

@@ -24,7 +24,7 @@ def find(folder: Path) -> Path | None:
 
 def load(scene: Path, file: Path, masks: str, outside: bool) -> Capture:
     """Read the poses; photographs belong to them in sorted order."""
-    rows = next(iter(read_arrays(file).values())).astype(np.float64)
+    rows = read_arrays(file).get("", np.empty(0)).astype(np.float64)
     if rows.ndim != 2 or rows.shape[1] != 17:
         raise SceneError(f"{file}: want rows of 17 numbers, found {'x'.join(map(str, rows.shape))}")
     root, images = image_folder(scene, len(rows))

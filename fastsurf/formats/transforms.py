@@ -22,7 +22,8 @@ HELD_OUT = ("transforms_test.json", "transforms_val.json")
 PERSPECTIVE = ("", "OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV", "PERSPECTIVE")
 FISHEYE = ("OPENCV_FISHEYE", "FISHEYE")
 DISTORTION = {
-    "OPENCV": ("k1", "k2", "p1", "p2"), "FULL_OPENCV": ("k1", "k2", "p1", "p2", "k3", "k4"), "OPENCV_FISHEYE": ("k1", "k2", "k3", "k4"),
+    "OPENCV": ("k1", "k2", "p1", "p2"), "OPENCV_FISHEYE": ("k1", "k2", "k3", "k4"),
+    "FULL_OPENCV": ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
 }  # fmt: skip # in the order of a camera's parameters; other models come back as an error that names them
 SAME_PLACE = 1e-3  # of the cameras' extent
 
@@ -84,8 +85,8 @@ def _read(file: Path) -> dict[str, Any]:
         if not isinstance(frame, dict) or "file_path" not in frame or "transform_matrix" not in frame:
             found = ", ".join(frame) if isinstance(frame, dict) else f"a {type(frame).__name__}"
             raise SceneError(f"{file}: frame {i} wants file_path and transform_matrix, found {found or 'nothing'}")
-        if not isinstance(frame["file_path"], str) or not isinstance(frame.get("mask_path") or "", str):
-            raise SceneError(f"{file}: frame {i} wants paths as text, found {frame['file_path']!r} and {frame.get('mask_path')!r}")
+        if not isinstance(frame["file_path"], str):
+            raise SceneError(f"{file}: frame {i} wants its file_path as text, found {frame['file_path']!r}")
     return dict(tree)
 
 
@@ -114,8 +115,11 @@ def _view(scene: Path, values: Mapping[str, Any], image: Path, split: str, outsi
     c2w = _matrix(values["transform_matrix"], f"transform_matrix of {name}")
     if c2w.shape in ((3, 4), (4, 4)):
         c2w = c2w[:3] * [1, -1, -1, 1]  # OpenGL's y up, z backwards to OpenCV's y down, z forward
-    mask = find_image(named(scene, _posix(values["mask_path"]), outside)) if values.get("mask_path") else None
-    return View(name, image, mask, _camera(values, image, name), c2w, split)
+    mask = values.get("mask_path") or ""
+    if not isinstance(mask, str):
+        raise SceneError(f"mask_path of {name}: want text, found {mask!r}")
+    file = find_image(named(scene, _posix(mask), outside)) if mask else None
+    return View(name, image, file, _camera(values, image, name), c2w, split)
 
 
 def _sparse_points(scene: Path, tree: Mapping[str, Any], views: Sequence[View]) -> np.ndarray | None:
@@ -164,8 +168,9 @@ def _camera(values: Mapping[str, Any], image: Path, name: str) -> Camera:
     model = str(values.get("camera_model", "")).upper()
     if model in FISHEYE or values.get("is_fisheye"):
         return Camera("OPENCV_FISHEYE", w, h, (*K, k1, k2, k3, k4))
-    if model not in PERSPECTIVE or k4 != 0:
-        found = f"k4 = {k4:g}" if model in PERSPECTIVE else model
+    high = [f"{key} = {k:g}" for key in ("k4", "k5", "k6") if (k := _number(values, key, 0.0))]  # their meaning depends on who wrote them
+    if model not in PERSPECTIVE or high:
+        found = high[0] if model in PERSPECTIVE else model
         raise SceneError(f"camera of {name}: want {', '.join((*PERSPECTIVE[1:], *FISHEYE))} with k1 k2 k3 p1 p2, found {found}")
     if k3 != 0:
         return Camera("FULL_OPENCV", w, h, (*K, k1, k2, p1, p2, k3, 0.0, 0.0, 0.0))

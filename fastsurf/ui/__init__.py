@@ -53,7 +53,15 @@ def why_plain(stream: TextIO, environ: Mapping[str, str]) -> str:
         return "NO_COLOR"
     if "utf" not in (stream.encoding or "").lower():
         return "encoding"
-    if hasattr(os, "tcgetpgrp") and os.tcgetpgrp(stream.fileno()) != os.getpgrp():
+    if not _in_foreground(stream):
         return "in the background"
     columns, rows = os.get_terminal_size(stream.fileno())
     return "" if columns >= SMALLEST[0] and rows >= SMALLEST[1] else "small"
+
+
+def _in_foreground(stream: TextIO) -> bool:
+    """Whether the terminal is ours at the moment: not that of another job, nor of another session."""
+    try:
+        return not hasattr(os, "tcgetpgrp") or os.tcgetpgrp(stream.fileno()) == os.getpgrp()
+    except OSError:
+        return False

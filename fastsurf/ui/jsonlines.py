@@ -1,7 +1,7 @@
 """Events as JSON lines, one object a line: the run's log.jsonl and `--json FILE`.
 
-Each has `event` and `time` (seconds since 1970). A `step` carries step, progress, seconds, seconds_left, loss, psnr, losses, half_width,
-occupied, hit and samples_per_second; numbers that are not finite become null.
+Each has `event` and `time` (seconds since 1970), and what hooks.py says of that event: a `step` carries all of TrainState. Numbers that are
+not finite become null.
 """
 
 import dataclasses

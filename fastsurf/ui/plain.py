@@ -146,6 +146,6 @@ def duration(seconds: float) -> str:
 def quantity(number: float) -> str:
     """Three digits and k, M or G: 41.2 k, 1.2 M."""
     for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
+        if number >= 0.9995 * size:  # or it would be rounded to 1e+03 of the letter before
             return f"{number / size:.3g}{letter}"
     return f"{number:.3g}"

@@ -64,7 +64,7 @@ def camera_map(views: Sequence[Mapping[str, Any]], center: Sequence[float], radi
         views: each with center (3,), forward (3,) and split; world units.
     """
     offsets = np.array([view["center"] for view in views]) - np.asarray(center)
-    axes = np.linalg.svd(offsets - offsets.mean(0))[2][:2]  # (2, 3), the two directions of largest spread
+    axes = np.linalg.svd(offsets - offsets.mean(0), full_matrices=False)[2][:2]  # (2, 3), the two directions of largest spread
     flat, forward = offsets @ axes.T, np.array([view["forward"] for view in views]) @ axes.T  # (n, 2)
     reach = 1.02 * max(float(np.abs(flat).max()), radius)
     scale = np.array([2.0, -1.0]) * min((columns - 1) / 4, (rows - 1) / 2) / reach  # a cell is twice as high as wide

@@ -22,6 +22,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.segment import Segment
 from rich.style import Style
+from rich.text import Text
 
 from ..hooks import Control, Event, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, SceneState, TrainState
 from .keys import Keys, can_read, silent, watched
@@ -187,7 +188,8 @@ class Strays(io.TextIOBase):
 
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
-        self._notes += [line.rstrip() for line in lines if line.strip()]
+        shown = (Text.from_ansi(line.rstrip()).plain for line in lines)  # without colours; of a progress bar how it ended
+        self._notes += [line for line in shown if line.strip()]
         return len(text)
 
 

@@ -167,7 +167,7 @@ API int fastsurf_adam(int set, int threads, float* p, const float* grad, float* 
 
 API int fastsurf_occupied_steps(int set, int threads, const float* rays_o, const float* rays_d, const float* t_near, const float* t_far, int64_t n,
                                 const uint8_t* occupied, int cells, float step, int64_t most, float* t_out, int64_t* count) {
-  return guarded(set, cells > 0 && step > 0.0f && most >= 0, [&](const Kernels&) {
+  return guarded(set, cells > 0 && cells <= 1024 && step > 0.0f && most >= 0, [&](const Kernels&) {
     return occupied_steps(rays_o, rays_d, t_near, t_far, n, occupied, cells, step, most, threads, t_out, count);
   });
 }

@@ -122,8 +122,6 @@ void encode_jacobian(const Grid& grid, const float* x, int64_t n, int threads, c
     encode_jacobian_of<1>(grid, x, n, threads, u, q, dx, du, nullptr);
 }
 
-// ---- scatter
-
 template <bool SECOND>
 void scatter_level(const Level& level, int l, const Columns& x, int64_t n, const Columns& g, const Columns& u, const Columns& q, float* d_table) {
   const int64_t n_blocks = (n + LANES - 1) / LANES;

@@ -86,8 +86,6 @@ void Extraction::accept(int threads, int64_t first, int64_t count, const float* 
   });
 }
 
-// ---- where to look
-
 void Extraction::start() {
   const size_t n = size_t(n_coarse_) + 1;
   if (n * n * n >= size_t(1) << 32) throw std::bad_alloc();
@@ -278,8 +276,6 @@ void Extraction::want_in(uint32_t number, int x, int y, int z) {
   }
 }
 
-// ---- following the surface
-
 const Extraction::Brick* Extraction::brick(int i, int j, int k) const {
   if (i < 0 || j < 0 || k < 0 || i >= n_bricks_ || j >= n_bricks_ || k >= n_bricks_) return nullptr;
   const int32_t number = brick_of_[size_t(brick_slot(i, j, k))];
@@ -382,8 +378,6 @@ void Extraction::want_incomplete(const Brick& brick) {
       }
     }
 }
-
-// ---- vertices and faces
 
 template <class F>
 void Extraction::for_faces(const Rows& rows, F body) {
