@@ -207,10 +207,10 @@ def _reconstruct(
         if backend.note:
             events(Note(backend.note))
         phase.detail = f"{len(scene.images)} photographs"
-        _announce(run, scene, config, backend, events)
+        _save_begun(run, scene, config, backend, events)
         located = find_landmarks(scene, config, backend, run, go_on, within(events))
         if located.box_source != scene.box_source:
-            _announce(run, located, config, backend, events)
+            _save_begun(run, located, config, backend, events)
         scene = located
         if scene.landmarks is not None:
             phase.detail += f", {scene.landmarks.count:,} points"
@@ -253,7 +253,7 @@ def _reconstruct(
     return Result(run, out or run / MESH, mesh, report, state, phases.seconds, stopped)
 
 
-def _announce(run: Path, scene: Scene, config: Config, backend: Backend, events: Hook) -> None:
+def _save_begun(run: Path, scene: Scene, config: Config, backend: Backend, events: Hook) -> None:
     """For who looks at a run that has saved nothing yet."""
     with _optional(BEGUN, events):
         save_begun(run / BEGUN, scene, config, background_kind(scene, config), backend.device.type)

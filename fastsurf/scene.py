@@ -3,6 +3,7 @@
 The world is the input's own frame; the scene is the box [-1, 1]^3: x_world = center + radius * x_scene, without rotation.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -153,10 +154,13 @@ class Scene:
         """The scene with sparse points made of its photographs, as `landmarks_of` takes them; where its box was but a guess from the
         cameras, with the box that they give. The scene itself where too few of them lie in it."""
         capture = replace(self.capture, points=points, sightings=sightings)
-        box = Box(self.center, self.radius, self.box_source)
-        if self.box_source == COMMON_VIEW:
-            box = points_box([self.capture.views[i] for i in self.train], points) or box
-        located = Scene(capture, self._store, box, self.train, self.test, self.notes)
+        box = points_box([capture.views[i] for i in self.train], points) if self.box_source == COMMON_VIEW else None
+        if box is not None:
+            located = Scene(capture, self._store, box, self.train, self.test, self.notes)
+        else:
+            located = copy.copy(self)  # which pixels meet the box stays as it is
+            located.capture = capture
+            located._add_landmarks(points, sightings)
         return self if located.landmarks is None else located
 
     def _add_landmarks(self, points: np.ndarray, sightings: np.ndarray) -> None:
