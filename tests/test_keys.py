@@ -123,17 +123,13 @@ while True:
     left = termios.tcgetattr(0)[3] == mode[3]
     termios.tcsetattr(0, termios.TCSADRAIN, mode)
     print(f"stopped by {os.WSTOPSIG(status)}, mode put back: {left}, go on?", flush=True)
-    how = sys.stdin.readline().strip()
-    if how == "bg":
-        os.kill(child, signal.SIGCONT)
-        sys.stdin.readline()
+    sys.stdin.readline()
     os.tcsetpgrp(0, child)
-    if how == "fg":
-        os.kill(child, signal.SIGCONT)
-"""  # what a shell does of a job: it stops, and goes on behind or in front
+    os.kill(child, signal.SIGCONT)
+"""  # what a shell does of a job: it stops, and goes on in front
 
 
-@pytest.mark.parametrize("how", ["ctrl-z", "stop", "bg"])
+@pytest.mark.parametrize("how", ["ctrl-z", "stop"])
 def test_a_job_that_was_stopped_has_its_keys_again(tiny_folder, tmp_path, how):
     """The shell has its own terminal's mode meanwhile, and at the end."""
     words = ["-c", SHELL, "-m", "fastsurf", tiny_folder, "--run", tmp_path / "r", *TINY, "--steps", "100000"]
@@ -148,11 +144,7 @@ def test_a_job_that_was_stopped_has_its_keys_again(tiny_folder, tmp_path, how):
             type_in("\x1a")
         said = wait_for("go on?")
         assert f"mode put back: {how != 'stop'}" in said and mode(terminal) == before
-        type_in("bg\n" if how == "bg" else "fg\n")
-        if how == "bg":
-            wait_for("p go on")
-            assert mode(terminal) == before, "it stays the shell's"
-            type_in("\n")
+        type_in("fg\n")
         deadline = time.monotonic() + 60
         while mode(terminal) == before:
             assert time.monotonic() < deadline

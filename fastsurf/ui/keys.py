@@ -3,7 +3,6 @@
 import contextlib
 import os
 import select
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -28,9 +27,6 @@ if sys.platform == "win32":
     def silent() -> Iterator[None]:
         """Windows echoes nothing that is read with msvcrt."""
         yield
-
-    def _lost() -> bool:
-        return False
 
     def _typed(seconds: float) -> str:
         import time
@@ -62,13 +58,6 @@ else:
             with contextlib.suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(tty, termios.TCSADRAIN, before)
 
-    def _lost() -> bool:
-        """Whether the terminal is in another mode than that of `silent`."""
-        try:
-            return bool(termios.tcgetattr(sys.stdin.fileno())[3] & (termios.ECHO | termios.ICANON))
-        except termios.error:
-            return False
-
     def _typed(seconds: float) -> str:
         tty = sys.stdin.fileno()
         if not select.select([tty], [], [], seconds)[0] or not can_read():
@@ -92,9 +81,6 @@ def watched(keys: Keys, wanted: Callable[[], bool]) -> Iterator[None]:
                     do()
                 elif not can_read():
                     ended.wait(LOOK)  # in the background
-                elif _lost():
-                    os.kill(os.getpid(), signal.SIGCONT)  # `bg`, then `fg`: the shell says nothing, and the terminal's mode is its own
-                    ended.wait(LOOK)
 
     thread = threading.Thread(target=watch, daemon=True, name="keys")
     thread.start()
