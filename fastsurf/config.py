@@ -140,6 +140,7 @@ class MeshConfig:
     closed: bool = True  # close the mesh where the scene box cuts it
     min_component: float = 0.01  # components with less of the largest one's area are dropped
     fill_cavities: bool = True  # drop inner surfaces that no camera can see
+    shown_by: int | None = None  # photographs that must show a face, or it is dropped; none: 1 in open meshes without masks, else 0
     faces: int = 0  # simplify to about this many; 0: keep all
     colors: bool = True  # at the vertices
 
@@ -198,7 +199,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.rate_cameras": (0, 1),
     "train.skip_limit": (0, ANY),
     "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
-    "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.faces": (0, ANY),
+    "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.shown_by": (0, ANY), "mesh.faces": (0, ANY),
     "poses.max_side": (100, ANY), "poses.features": (100, 1 << 15), "poses.frames": (3, ANY), "poses.least": (0, 1),
 }  # fmt: skip
 CHOICES = {

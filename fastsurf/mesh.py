@@ -67,7 +67,7 @@ def extract(
     assert cells.ndim == 3 and len(set(cells.shape)) == 1, cells.shape
     if not cells.any():
         raise MeshError("no surface: nothing is occupied; look at the masks and the scene box with `fastsurf info`")
-    cells, field = _dilate(cells), LatticeField(level_fn, resolution)
+    cells, field = dilate(cells), LatticeField(level_fn, resolution)
     if has_native():
         vertices, faces = extract_native(field, cells, closed, on_progress, threads)
     else:
@@ -78,7 +78,7 @@ def extract(
     return vertices, faces
 
 
-def _dilate(cells: Bools) -> Bools:
+def dilate(cells: Bools) -> Bools:
     """With all 26 neighbours."""
     for axis in range(3):
         grown = np.swapaxes(cells, 0, axis).copy()

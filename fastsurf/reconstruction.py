@@ -52,6 +52,7 @@ from .scene import Scene, load_scene
 from .solidity import Report, inspect, simplify
 from .training import DEFAULT_MINUTES, Training, train
 from .ui.jsonlines import JsonLines
+from .visibility import least_shown, times_shown, trim
 
 CHECKPOINT, CONFIG, LOG, PREVIEW, MESH = "checkpoint.safetensors", "config.toml", "log.jsonl", "preview.png", "mesh.ply"
 POSES = "poses"  # the scene made of photographs without cameras
@@ -238,7 +239,7 @@ def _reconstruct(
 
     with phases("mesh") as phase, explained("meshing", *_mesh_again(run, config)):
         model.set_progress(training.progress())
-        mesh = make_mesh(model, scene.center, scene.radius, config, events)
+        mesh = make_mesh(model, scene.center, scene.radius, config, events, scene=scene)
         origin = f"from {scene.capture.path.name}"
         meshio.write_mesh(run / MESH, mesh, comments=(f"made by fastsurf {__version__} {origin}",))
         events(Saved("mesh", run / MESH))
@@ -407,7 +408,7 @@ def _half_mesh(run: Training, path: Path, what: str, events: Hook) -> float:
     half = replace(config, mesh=replace(config.mesh, resolution=max(config.mesh.resolution // 2, 8)))
     grid = {name: t.clone() for name, t in run.model.grid.state_dict().items()}
     try:
-        mesh = make_mesh(run.model, run.scene.center, run.scene.radius, half, lambda _: None)
+        mesh = make_mesh(run.model, run.scene.center, run.scene.radius, half, lambda _: None, scene=run.scene)
     except MeshError:
         return MESHING_TAKES
     except (MemoryError, RuntimeError) as e:
@@ -424,8 +425,13 @@ def _half_mesh(run: Training, path: Path, what: str, events: Hook) -> float:
     return MESH_GROWS * (time.monotonic() - start)
 
 
-def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config, events: Hook, view: int = MEAN) -> Mesh:
+def make_mesh(
+    model: Model, center: npt.ArrayLike, radius: float, config: Config, events: Hook, view: int = MEAN, scene: Scene | None = None
+) -> Mesh:
     """Level set, cleaned, coloured (as the photograph `view` was taken), in the input's own frame.
+
+    Args:
+        scene: the photographs, where what they don't show is to be dropped (`mesh.shown_by`).
 
     Raises:
         MeshError: there is no surface, and why.
@@ -440,6 +446,12 @@ def make_mesh(model: Model, center: npt.ArrayLike, radius: float, config: Config
     threads = model.backend.thread_count() if isinstance(model.backend, NativeBackend) else 0
     vertices, faces = extract(level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")), threads)
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
+    if scene is not None and (least := least_shown(c, scene.masks is not None)):
+        before = len(faces)
+        vertices, faces = trim(vertices, faces, times_shown(model, scene, vertices, faces, events) >= least, c.min_component)
+        if len(faces) < before:
+            fewer = "no photograph" if least == 1 else f"fewer than {least} photographs"
+            events(Note(f"left out {1 - len(faces) / before:.0%} of the faces, which {fewer} show{'s' * (least == 1)} (mesh.shown_by)"))
     if c.faces:
         vertices, faces = simplify(vertices, faces, c.faces)
     mesh = paint(model, center, radius, vertices, faces, c.colors, view, events)

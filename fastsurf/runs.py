@@ -37,6 +37,7 @@ from .reconstruction import CHECKPOINT, MESH, compute, make_mesh
 from .scene import Scene, load_scene
 from .solidity import Report
 from .ui.jsonlines import finite
+from .visibility import least_shown
 
 ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizontal field of view in radians
 FRAME_MS = 66
@@ -121,13 +122,23 @@ def mesh_run(
         if output.watertight and not mesh.closed:
             raise UsageError("a mesh that is open where the scene box cuts it (--open, mesh.closed=false) can't be watertight as well")
         view = MEAN if appearance is None else header.photograph(appearance)
-        scene = open_scene(header) if output.wants_photographs else None
+        trimmed = least_shown(mesh, masks=False) > 0
+        scene = open_scene(header) if output.wants_photographs else _scene_to_trim(header, events) if trimmed else None
         scale = scale_factor(output.scale, scene.capture.views if scene is not None else ())
-        made = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events, view)
+        made = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events, view, scene)
         surface = Surface(made, model, np.asarray(header.center, np.float64), header.radius, view)
         written, report = write_out(out, surface, output, scene, events)
     record(Path(run), str(out), report, scale)
     return written, report
+
+
+def _scene_to_trim(header: Header, events: Hook) -> Scene | None:
+    """The photographs, where they are still there: else the mesh keeps what they don't show."""
+    try:
+        return open_scene(header)
+    except (CheckpointError, SceneError) as e:
+        events(Note(f"what no photograph shows stays in the mesh: {e}"))
+        return None
 
 
 def render_run(

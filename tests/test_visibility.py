@@ -1,0 +1,134 @@
+"""What photographs show of a mesh: analytic balls, seen from one side, hidden by each other, and by pixels that don't count."""
+
+import json
+import shutil
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from captures import ball
+from solids import Sphere, grid_around
+from torch import Tensor
+
+from fastsurf.backends.reference import ReferenceBackend
+from fastsurf.config import MeshConfig, SceneConfig, load_config
+from fastsurf.hooks import Note
+from fastsurf.mesh import extract, face_areas, is_watertight
+from fastsurf.rays import Rays
+from fastsurf.reconstruction import reconstruct
+from fastsurf.runs import mesh_run
+from fastsurf.scene import load_scene
+from fastsurf.visibility import least_shown, times_shown, trim
+
+
+@dataclass
+class Balls(Sphere):
+    """Balls in a row along x, as much of a model as a search needs."""
+
+    middles: tuple[float, ...] = (0.0,)
+    size: float = 0.4
+    backend: ReferenceBackend = field(default_factory=ReferenceBackend)
+
+    @torch.no_grad()
+    def level(self, x: Tensor) -> Tensor:
+        return torch.stack([self.size - (x - torch.tensor([m, 0.0, 0.0])).norm(dim=-1) for m in self.middles]).amax(0)
+
+    def corrected(self, rays: Rays) -> Rays:
+        return rays
+
+    def mesh(self, resolution=64):
+        return extract(self.level, grid_around(self.level), resolution, closed=True)
+
+
+def scene_of(folder, toward, least):
+    """Photographs of cameras whose direction from the middle has so much of `toward`."""
+    capture = ball(folder, n=32, masks=False)
+    views = tuple(v for v in capture.views if v.center @ np.array(toward) > least * np.linalg.norm(v.center))
+    config = SceneConfig(center=(0.0, 0.0, 0.0), radius=1.0, masks="ignore", background="model")
+    return load_scene(replace(capture, views=views), config)
+
+
+def cosines(scene, vertices, faces):
+    """Of each face's normal with the way to each camera, (f, n), and the middles of the faces."""
+    a, b, c = np.moveaxis(vertices[faces], 1, 0)
+    normal, middle = np.cross(b - a, c - a), (a + b + c) / 3
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    eyes = np.stack([scene.to_scene(scene.capture.views[i].center[None])[0] for i in scene.train])
+    way = eyes - middle[:, None]
+    return np.einsum("fi,fni->fn", normal, way / np.linalg.norm(way, axis=-1, keepdims=True)), middle
+
+
+def test_a_ball_is_shown_where_it_faces_a_camera(tmp_path):
+    scene, solid = scene_of(tmp_path, (1, 0, 0), 0.4), Balls()
+    vertices, faces = solid.mesh()
+    cosine, _ = cosines(scene, vertices, faces)
+    times = times_shown(solid, scene, vertices, faces, print)
+    assert len(scene.train) > 5 and times.max() == len(scene.train)
+    assert (times <= (cosine > -1e-4).sum(1)).all() and (times >= (cosine > 0.5).sum(1)).all()
+    assert 0.5 < (times > 0).mean() < 0.9
+
+
+def test_what_lies_behind_something_else_is_not_shown(tmp_path):
+    scene, solid = scene_of(tmp_path, (1, 0, 0), 0.86), Balls(middles=(0.45, -0.45))
+    vertices, faces = solid.mesh()
+    _, middle = cosines(scene, vertices, faces)
+    times = times_shown(solid, scene, vertices, faces, print)
+    assert len(scene.train) >= 2
+    near, far = middle[:, 0] > 0.8, (middle[:, 0] > -0.1) & (middle[:, 0] < 0) & (np.abs(middle[:, 1:]).max(1) < 0.1)
+    assert near.sum() > 50 and (times[near] > 0).all()
+    assert far.sum() > 50 and (times[far] == 0).all()
+
+
+def test_pixels_to_ignore_show_nothing(tmp_path):
+    scene, solid = scene_of(tmp_path, (1, 0, 0), 0.4), Balls()
+    vertices, faces = solid.mesh(48)
+    scene.ignored = [torch.ones(image.shape[:2], dtype=torch.bool) for image in scene.images]
+    assert not times_shown(solid, scene, vertices, faces, print).any()
+
+
+def test_small_hidden_patches_stay_and_backs_go():
+    vertices, faces = Balls().mesh(48)
+    middle = vertices[faces].mean(1)
+    back, dimple = middle[:, 0] < -0.1, np.linalg.norm(middle - (0.4, 0, 0), axis=1) < 0.05
+    shown = ~back & ~dimple
+    kept, triangles = trim(vertices, faces, shown, 0.05)
+    assert dimple.any() and len(triangles) == (~back).sum() and not is_watertight(triangles)
+    assert kept[:, 0].min() > -0.2
+    _, bare = trim(vertices, faces, shown, 1e-9)
+    assert len(bare) == shown.sum()
+    area = face_areas(kept, triangles).sum() / face_areas(vertices, faces).sum()
+    assert area == pytest.approx(0.5 * (1 + 0.1 / 0.4), abs=0.02)
+
+
+def test_a_mesh_that_nothing_shows_stays():
+    vertices, faces = Balls().mesh(32)
+    _, kept = trim(vertices, faces, np.zeros(len(faces), bool), 0.01)
+    assert kept is faces
+
+
+@pytest.mark.parametrize("config, masks, least", [
+    (MeshConfig(closed=False), False, 1), (MeshConfig(closed=False), True, 0), (MeshConfig(), False, 0),
+    (MeshConfig(closed=False, shown_by=0), False, 0), (MeshConfig(shown_by=2), True, 2),
+])  # fmt: skip
+def test_open_meshes_without_masks_are_trimmed(config, masks, least):
+    assert least_shown(config, masks) == least
+
+
+def test_a_run_without_masks_leaves_out_what_nothing_shows(tiny_folder, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(tiny_folder, folder)
+    tree = json.loads((folder / "transforms_train.json").read_text())
+    tree["frames"] = [frame for frame in tree["frames"] if frame["transform_matrix"][0][3] > 0]
+    (folder / "transforms_train.json").write_text(json.dumps(tree))
+    config = load_config("scene", ["mesh.resolution=48", "train.steps=20", "train.minutes=none", "train.rays=64", "scene.points=ignore"])
+    told = []
+    result = reconstruct(folder, config, run=tmp_path / "run", hooks=[told.append])
+    same, _ = mesh_run(tmp_path / "run", tmp_path / "same.ply")
+    assert np.array_equal(same.faces, result.mesh.faces)
+    folder.rename(tmp_path / "elsewhere")
+    whole, _ = mesh_run(tmp_path / "run", tmp_path / "whole.ply", hooks=[told.append])
+    assert len(whole.faces) > len(same.faces)
+    left_out, kept = [e.text for e in told if isinstance(e, Note) and "no photograph shows" in e.text]
+    assert left_out.startswith("left out ")
+    assert kept.startswith("what no photograph shows stays in the mesh: the photographs of this run are gone")
