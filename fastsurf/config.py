@@ -231,6 +231,9 @@ def check(config: Config) -> None:
     for key, choices in CHOICES.items():
         if _at(config, key) not in choices:
             raise ConfigError(f"{key}: want one of {', '.join(choices)}; found {_at(config, key)!r}")
+    s = config.sampling
+    if s.delta_min > s.delta_max:
+        raise ConfigError(f"sampling.delta_min: want at most sampling.delta_max ({s.delta_max:g}), found {s.delta_min:g}")
     for key, usual in (("field.encoding", "hash"), ("loss.eikonal", 0.0), ("train.cameras", False)):
         if config.method != "idr" and _at(config, key) != usual:
             raise ConfigError(f"{key}={_at(config, key)} is of the method idr alone: give --method idr, or leave it out")

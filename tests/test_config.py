@@ -27,6 +27,11 @@ def test_values_that_cannot_work_are_refused(setting, found):
         check(load_config(None, [setting]))
 
 
+def test_an_interval_that_grows_is_refused():
+    with pytest.raises(ConfigError, match=r"sampling\.delta_min: want at most sampling\.delta_max \(0\.001\), found 0\.5"):
+        check(load_config(None, ["sampling.delta_max=0.001", "sampling.delta_min=0.5", "sampling.delta_until=0.001"]))
+
+
 def test_every_preset_can_work():
     for name in (None, *(path.stem for path in PRESETS.glob("*.toml"))):
         check(load_config(name))
