@@ -186,6 +186,9 @@ def test_a_run_can_be_rendered(finished, tmp_path):
 def test_photographs_of_one_name_get_pictures_of_their_own():
     assert picture_names(["images/a.png", "images/b.jpg"]) == ["a", "b"]
     assert picture_names(["left/0001.png", "right/0001.png"]) == ["left_0001", "right_0001"]
+    assert picture_names(["IMG_1.HEIC", "IMG_1.JPG", "sub/IMG_2.JPG"]) == ["IMG_1_HEIC", "IMG_1_JPG", "sub_IMG_2_JPG"]
+    assert picture_names(["/data/left/1.png", "/data/right/1.png"]) == ["data_left_1", "data_right_1"], "not in the root folder"
+    assert len(set(picture_names(["a/b.png", "c/b.png", "a_b.png"]))) == 3
 
 
 def test_a_run_can_be_scored(finished, tiny_folder):
