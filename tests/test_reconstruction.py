@@ -91,6 +91,14 @@ def test_stopping_early_still_saves_and_meshes(tiny, tmp_path):
     assert again.state.step == 24 and not again.stopped
 
 
+def test_a_first_mesh_is_made_once(tiny, tmp_path):
+    told = []
+    stopping = {"run": tmp_path / "r", "hooks": [told.append], "should_stop": lambda: sum(isinstance(e, TrainState) for e in told) == 14}
+    assert reconstruct(tiny, load_config(None, SMALL), **stopping).state.step == 14
+    assert reconstruct(tiny, load_config(None, SMALL), run=tmp_path / "r", go_on=True, hooks=[told.append]).state.step == 24
+    assert [e.what for e in told if isinstance(e, Saved)].count("first mesh") == 1
+
+
 def test_an_existing_run_is_not_overwritten(tiny, finished):
     before = (finished[0].run / "checkpoint.safetensors").read_bytes()
     with pytest.raises(UsageError, match="--resume"):
