@@ -46,6 +46,9 @@ class Header:
     photographs: tuple[str, ...]  # names of all, in the scene's order
     updates: int = 0  # of the parameters: the steps that were not skipped
     skipped: int = 0  # the others
+    besides: float = 0.0  # this and the next two: see `Training`
+    meshed: bool = False
+    in_a_row: int = 0
 
     def photograph(self, name: str) -> int:
         """The index of the photograph whose appearance is wanted, by its name with or without folders and suffix; -1 for mean.
@@ -77,8 +80,11 @@ def save_checkpoint(path: Path, run: Training) -> None:
         "step": run.step,
         "updates": run.optimizer.count,
         "skipped": run.skipped,
+        "in_a_row": run.in_a_row,
         "progress": run.progress(),
         "seconds": run.seconds,
+        "besides": run.besides,
+        "meshed": run.meshed,
         "squared_error": run.squared_error,
     }
     tensors = {f"model.{name}": t.contiguous() for name, t in run.model.state_dict().items()}
@@ -150,9 +156,12 @@ def _header(tree: Any, path: Path) -> Header:
             str(tree["background"]), str(tree.get("device", "cpu")), int(tree["step"]), float(tree["progress"]), float(tree["seconds"]),
             float(tree["squared_error"]), tuple(map(str, tree.get("photographs", ()))),
             int(tree.get("updates", tree["step"])), int(tree.get("skipped", 0)),
+            float(tree.get("besides", 0.0)), bool(tree.get("meshed", False)), int(tree.get("in_a_row", 0)),
         )
         if not (np.isfinite(header.center).all() and 0 < header.radius < np.inf and 0 <= header.progress <= 1 and header.step >= 0):
             raise ValueError(f"centre {header.center}, radius {header.radius:g}, progress {header.progress:g}, step {header.step}")
+        if not (0 <= header.seconds < np.inf and 0 <= header.besides < np.inf):
+            raise ValueError(f"{header.seconds:g} and {header.besides:g} seconds")
         return header
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e:
         raise CheckpointError(f"{path}: damaged ({type(e).__name__}: {e})") from None
@@ -214,8 +223,9 @@ def resume(path: Path, run: Training) -> None:
         raise CheckpointError(f"{path}: does not fit the configuration ({type(e).__name__}: {e})") from None
     if header.device != run.backend.device.type:  # a state of another kind of generator: go on with other numbers
         run.generator.manual_seed(run.config.train.seed + header.step)
-    run.step, run.skipped, run.optimizer.count = header.step, header.skipped, header.updates
+    run.step, run.skipped, run.in_a_row, run.optimizer.count = header.step, header.skipped, header.in_a_row, header.updates
     run.seconds, run.squared_error = header.seconds, header.squared_error
+    run.besides, run.meshed = header.besides, header.meshed
 
 
 def _check_same(header: Header, run: Training) -> None:

@@ -13,8 +13,7 @@ from .field import FieldSample, xavier
 
 OTHER_NAMES = {"v": "d", "z": "h"}  # as IDR calls them
 WIDTHS = {"d": 16, "h": 15, "n": 3, "x": 3}  # of the inputs, in the order in which they are laid side by side; the embedding follows
-IN = 48  # their sum, padded with zeros to a multiple of 16
-SPARE = IN - sum(WIDTHS.values())  # dimensions that an embedding may have
+IN = 48  # their sum, padded with zeros to a multiple of 16: room for embeddings of up to 11 numbers
 OUT = 16  # red, green, blue and padding, as tiny-cuda-nn lays it out
 
 

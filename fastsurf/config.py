@@ -120,7 +120,7 @@ class TrainConfig:
     steps: int | None = None  # instead of minutes, where set
     rays: int = 0  # a step; 0: 1024, in runs of half a minute and less 512, on a GPU 4096
     foreground: float = 0.75  # share of rays through masks, where masks exist
-    rate_grid: float = 1e-2  # learning rate of the hash grid's tables
+    rate_grid: float = 1e-2  # learning rate of the hash grids' tables, and of photographs' embeddings
     rate_mlp: float = 1e-3  # and of all matrices
     warmup: int = 30  # steps
     cameras: bool = False  # learn corrections of the poses too; of the method idr
@@ -183,7 +183,7 @@ LONGEST_KEY = 60  # characters that the nearest known key is looked for; the sea
 RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can work, of those where that isn't plain
     "threads": (0, ANY),
     "scene.holdout": (0, ANY),
-    "field.levels": (1, 32), "field.log2_entries": (4, 24), "field.base_resolution": (2, ANY), "field.finest_resolution": (0, 1 << 16),
+    "field.levels": (1, 32), "field.log2_entries": (4, 24), "field.base_resolution": (2, 1 << 16), "field.finest_resolution": (0, 1 << 16),
     "field.width": (1, 256), "field.first_levels": (1, ANY), "field.sharpness": (1e-3, ANY),
     "field.sharpness_times_half_width": (0, ANY), "field.sharpness_max": (1e-3, ANY), "field.density_level": (1e-3, ANY),
     "color.width": (1, 256), "color.hidden": (0, 16), "color.appearance": (0, 11),
@@ -232,6 +232,9 @@ def check(config: Config) -> None:
     for key, choices in CHOICES.items():
         if _at(config, key) not in choices:
             raise ConfigError(f"{key}: want one of {', '.join(choices)}; found {_at(config, key)!r}")
+    s = config.sampling
+    if s.delta_min > s.delta_max:
+        raise ConfigError(f"sampling.delta_min: want at most sampling.delta_max ({s.delta_max:g}), found {s.delta_min:g}")
     for key, usual in (("field.encoding", "hash"), ("loss.eikonal", 0.0), ("train.cameras", False)):
         if config.method != "idr" and _at(config, key) != usual:
             raise ConfigError(f"{key}={_at(config, key)} is of the method idr alone: give --method idr, or leave it out")

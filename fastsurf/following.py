@@ -13,8 +13,8 @@ from . import formats
 from .cameras import View, up_of
 from .checkpoint import Header, read_begun, read_header
 from .errors import CheckpointError, FastsurfError, MeshError
-from .guard import read_arrays
 from .hooks import Note, PhaseDone, PhaseStarted, TrainState
+from .landmarks import kept_points
 from .mesh import Mesh
 from .meshio import read_mesh
 from .reconstruction import BEGUN, CAMERAS, CHECKPOINT, FIRST_MESH, LOG, MESH, POINTS
@@ -196,7 +196,7 @@ class Following:
         self.problems.pop("points", None)
         if self._stamp(POINTS) is not None:
             try:
-                points = read_arrays(self.run / POINTS, CheckpointError)["points"]
-            except (CheckpointError, KeyError) as e:
-                self.problems["points"] = f"{self.run / POINTS} can't be read ({e})"
+                points, _ = kept_points(self.run / POINTS, len(header.photographs))
+            except CheckpointError as e:
+                self.problems["points"] = str(e)
         self.points = None if points is None else self.to_scene(points)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .cameras import Capture, rescale
 from .child import ChildError, python_at_work
+from .errors import CheckpointError
 from .guard import read_arrays
 from .rays import intersect_box
 
@@ -85,6 +86,20 @@ def landmarks_of(
     if len(np.unique(kept[:, 1])) < FEWEST:
         return None
     return Landmarks(*(torch.from_numpy(a).float() for a in (to_scene(points)[kept[:, 1]], origins[kept[:, 0]])))
+
+
+def kept_points(file: Path, views: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `triangulate` made for a run of so many views, from the file that the run keeps.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    found = read_arrays(file, CheckpointError)
+    points, sightings = (found.get(name, np.zeros(0)) for name in ("points", "sightings"))
+    if not (points.shape[1:] == (3,) and sightings.shape[1:] == (2,) and sightings.dtype.kind in "iu"
+            and (sightings >= 0).all() and (sightings < (views, len(points))).all()):  # fmt: skip
+        raise CheckpointError(f"{file}: damaged (no points with the photographs that see them): start a new run")
+    return points, sightings
 
 
 def plan(shapes: Sequence[tuple[int, int]], seconds: float) -> tuple[int, tuple[int, bool]] | None:

@@ -94,7 +94,8 @@ def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: b
     Args:
         vertices, faces: (v, 3) and (f, 3), oriented outwards; components share no vertices.
         min_component: components with less than this share of the largest one's area are dropped.
-        fill_cavities: closed components that face inwards (their signed volume is negative) are dropped, with what floats in them.
+        fill_cavities: closed components that face inwards (their signed volume is negative) are dropped, with what floats in them; but not
+            the largest component of all, if it lies in no other.
     """
     label = components(vertices, faces)  # (f,)
     n = int(label.max()) + 1
@@ -104,8 +105,12 @@ def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: b
         volume = np.bincount(label, signed_volumes(vertices, faces), n)
         ends = np.cumsum(np.bincount(label, minlength=n))
         order = np.argsort(label.astype(np.min_scalar_type(n)), kind="stable")  # faces, component by component
-        corner = vertices[faces[order[np.append(0, ends[:-1])], 0]]  # (n, 3) one of each
+        starts = np.append(0, ends[:-1])
+        corner = vertices[faces[order[starts], 0]]  # (n, 3) one of each
+        largest = int(area.argmax())
         for cavity in np.flatnonzero(volume < 0):
+            if cavity == largest and not _enclosed(largest, vertices, faces[order], starts):
+                continue  # a room, say, which cameras see from within
             own = faces[order[ends[cavity - 1] if cavity else 0 : ends[cavity]]]
             if not is_watertight(own):
                 continue
@@ -116,6 +121,13 @@ def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: b
                 keep[other] = abs(winding(corner[other], shell)) <= 0.5
     keep &= area >= min_component * area[keep].max(initial=0)
     return compact(vertices, faces[keep[label]])
+
+
+def _enclosed(component: int, vertices: Floats, faces: Faces, starts: Ints) -> bool:
+    """Whether the box round another component holds that of this one; they begin at the faces `starts` (n,)."""
+    low, high = (np.concatenate([f(vertices[faces[k : k + _BATCH]], 1) for k in range(0, len(faces), _BATCH)]) for f in (np.min, np.max))
+    low, high = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
+    return bool(((low < low[component]) & (high > high[component])).all(1).any())
 
 
 def compact(vertices: Floats, faces: Faces) -> tuple[Floats, Faces]:

@@ -13,8 +13,8 @@ EPSILON = 1e-15  # as instant-ngp: table entries that are seldom touched still m
 
 
 class Optimizer:
-    """Moments and step count of every parameter; hash tables learn at `rate_grid`, corrections of cameras at `rate_cameras`, matrices at
-    `rate_mlp`."""
+    """Moments and step count of every parameter; hash tables and embeddings learn at `rate_grid`, corrections of cameras at `rate_cameras`,
+    matrices at `rate_mlp`."""
 
     def __init__(self, model: Model, config: TrainConfig, backend: Backend):
         self.config, self.backend = config, backend

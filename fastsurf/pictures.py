@@ -51,7 +51,7 @@ def fit_appearance(model: Model, rays: Rays, target: Tensor, view: int) -> None:
     """Learn how a photograph was taken from some of its pixels, all else as it is: for scoring the others (Martin-Brualla et al. 2021).
 
     Args:
-        target: what the rays should show, (n, 3).
+        target: what the rays should show, (n, 3); of none nothing is learned, and the photograph has the mean appearance.
         view: the photograph, which was held out.
     """
     c, device, generator = model.config.sampling, model.backend.device, torch.Generator().manual_seed(model.config.train.seed)
@@ -61,7 +61,7 @@ def fit_appearance(model: Model, rays: Rays, target: Tensor, view: int) -> None:
     first, second = torch.zeros_like(table), torch.zeros_like(table)
     table.data[view] = appearance.mean()
     appearance.learned[view] = True
-    for step in range(1, FIT_STEPS + 1):
+    for step in range(1, FIT_STEPS + 1) if len(rays) else ():
         drawn = torch.randint(len(rays), (FIT_RAYS,), generator=generator)
         part, wanted = rays[drawn].to(device), target[drawn].to(device)
         shown = model.method.render(part, model, model.width, samples, lambda r: background_color(model, r, None))[0]

@@ -30,16 +30,15 @@ from .child import ChildError
 from .config import Config, LossConfig, check, to_toml
 from .doctor import findings
 from .encoding import stable_finest
-from .errors import CheckpointError, MeshError, ResourceError, SceneError, UsageError, lacks_memory
+from .errors import MeshError, ResourceError, SceneError, UsageError, lacks_memory
 from .export import Surface, paint, record, scale_factor
 from .export import write as write_out
 from .extraction import BATCH
 from .files import check_writable, sweep, whole, write_whole
 from .formats.transforms import written
-from .guard import read_arrays
 from .hooks import Control, Event, Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
 from .info import suggested_resolution
-from .landmarks import plan, triangulate
+from .landmarks import kept_points, plan, triangulate
 from .locks import locked
 from .memory import in_parts
 from .mesh import Mesh, clean, extract
@@ -229,7 +228,7 @@ def _reconstruct(
         write_whole(run / CONFIG, to_toml(config).encode())
         if backend.capturable:
             events(Note("the GPU's kernels are compiled at the first run on a machine, which takes up to half a minute, and kept"))
-        training.besides = time.monotonic() - began + MESHING_TAKES
+        training.besides = (training.besides or MESHING_TAKES) + time.monotonic() - began
         state = _train(training, run, events, should_stop, control)
         phase.detail = f"{training.step} steps" + (f", {training.skipped} of them skipped" if training.skipped else "")
     stopped = training.progress() < 1.0
@@ -265,12 +264,12 @@ def find_landmarks(scene: Scene, config: Config, backend: Backend, run: Path, go
     `Scene.with_points`."""
     kept, t = run / POINTS, config.train
     if go_on and kept.is_file():
-        found = read_arrays(kept, CheckpointError)
-        return scene.with_points(found["points"], found["sightings"])
+        return scene.with_points(*kept_points(kept, len(scene.images)))
+    if not go_on:
+        kept.unlink(missing_ok=True)
     wanted = "points" in METHODS[config.method].losses and config.loss.points > 0 and config.scene.points == "auto"
     if go_on or not wanted or scene.masks is not None or scene.capture.sightings is not None or load_pycolmap() is None:
         return scene
-    kept.unlink(missing_ok=True)
     device = backend.device.type
     seconds = t.steps * STEP_TAKES[device] if t.steps is not None else 60.0 * (t.minutes or DEFAULT_MINUTES[device])
     planned = plan([scene.shapes[i] for i in scene.train], seconds)
@@ -337,7 +336,7 @@ def _mesh_again(run: Path, config: Config) -> tuple[str, str]:
 def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], bool], control: Control) -> TrainState | None:
     """Drain the loop, saving and previewing by the clock. A first mesh is made half-way; it also tells how long the last one takes."""
     saved = shown = time.monotonic()
-    state, t, meshed, turn = None, run.config.train, False, 0
+    state, t, turn = None, run.config.train, 0
 
     def half_mesh(name: str, what: str) -> float:
         start = time.monotonic()
@@ -368,8 +367,8 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
         if now - saved >= t.save_every:
             saved = now
             _save(folder, run, events)
-        if not meshed and state.progress >= FIRST_MESH_AT:
-            meshed = True
+        if not run.meshed and state.progress >= FIRST_MESH_AT:
+            run.meshed = True
             run.besides += half_mesh(FIRST_MESH, "first mesh") - MESHING_TAKES
         obey()
         start, aside = time.monotonic(), run.aside
@@ -398,8 +397,11 @@ def _optional(what: str, events: Hook) -> Iterator[None]:
     """What the run can go on without becomes a note where it can't be written."""
     try:
         yield
-    except OSError as e:
-        events(Note(f"{what} could not be written ({e.strerror}): the run goes on, what was saved before stays"))
+    except (OSError, MemoryError, RuntimeError) as e:
+        if not (isinstance(e, OSError) or lacks_memory(e)):
+            raise
+        cause = e.strerror if isinstance(e, OSError) else "out of memory"
+        events(Note(f"{what} could not be written ({cause}): the run goes on, what was saved before stays"))
 
 
 def _half_mesh(run: Training, path: Path, what: str, events: Hook) -> float:

@@ -280,9 +280,16 @@ def depth_run(
 
 
 def picture_names(photographs: Sequence[str]) -> list[str]:
-    """Names without suffix for pictures of these photographs: their own, with the folders before it where that alone is not unique."""
-    stems = [Path(name).stem for name in photographs]
-    return stems if len(set(stems)) == len(stems) else ["_".join(Path(name).with_suffix("").parts) for name in photographs]
+    """Names for pictures of these photographs, without suffix and unlike each other: their own; where two are alike, those with the folders
+    before them, then with the suffix too, then with a number."""
+    paths = [Path(name).relative_to(Path(name).anchor) for name in photographs]
+    choices = (
+        [path.stem for path in paths],
+        ["_".join(path.with_suffix("").parts) for path in paths],
+        whole_names := ["_".join(path.parts).replace(".", "_") for path in paths],
+    )
+    numbered = [f"{i:04d}_{name}" for i, name in enumerate(whole_names)]
+    return next((names for names in choices if len(set(names)) == len(names)), numbered)
 
 
 def eval_run(

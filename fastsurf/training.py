@@ -61,6 +61,7 @@ class Training:
         self.seconds = 0.0  # of training
         self.aside = 0.0  # of these, spent on what happens once: no part of the pace
         self.besides = 0.0  # seconds of `train.minutes` that are kept for reading and meshing
+        self.meshed = False  # a first mesh has told how long that takes
         self.squared_error = 1.0  # running mean, per channel
         self.learn: Callable[[], Tensor] | None = None  # `learn(self)`, or a recording of it
         self.fused = FusedStep(model, backend) if isinstance(backend, FusedBackend) and model.method.fused else None  # None: by autograd

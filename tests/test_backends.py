@@ -425,6 +425,22 @@ def test_same_bits_again_and_for_any_number_of_threads(fast):
             assert torch.equal(a, b)
 
 
+def test_the_references_table_gradient_is_the_same_bits_again_and_for_any_number_of_threads():
+    """Many points share an entry, and torch would sum them in any order."""
+    problem, before, found = Problem(3, 16, 16, 3000, log2_entries=6), torch.get_num_threads(), []
+    x, table, _ = problem.cast(torch.float32)
+    try:
+        for threads in (1, 2, 3, 2, 3):
+            torch.set_num_threads(threads)
+            h = REFERENCE.encode(x.requires_grad_(), table, problem.levels)
+            (first,) = grad(h, table, problem.d_out[:, :6], retain_graph=True)
+            (along,) = grad(h, x, problem.d_out[:, :6], create_graph=True)
+            found.append((first, *grad(along, table, problem.d_gradient)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for again in found for a, b in zip(found[0], again, strict=True))
+
+
 def test_a_point_does_not_feel_its_neighbours(fast):
     problem = Problem(6, 64, 16, 205)
     x, table, weights = problem.cast(torch.float32)

@@ -55,6 +55,17 @@ def test_a_resumed_run_ends_like_one_left_alone(tiny, tmp_path):
     assert torch.equal(second.model.grid.values, alone.model.grid.values)
 
 
+def test_a_run_that_had_its_time_has_had_it_when_it_is_resumed(tiny, tmp_path):
+    """What it kept for reading and meshing is no more to learn in, now that the photographs are read again."""
+    alone = training(tiny, "train.steps=none", "train.minutes=1")
+    alone.seconds, alone.besides, alone.meshed = 48.0, 12.0, True
+    alone.skipped, alone.in_a_row = 5, 3
+    save_checkpoint(tmp_path / "c.safetensors", alone)
+    again = training(tiny, "train.steps=none", "train.minutes=1")
+    resume(tmp_path / "c.safetensors", again)
+    assert alone.progress() == again.progress() == 1.0 and again.meshed and (again.skipped, again.in_a_row) == (5, 3)
+
+
 def test_a_run_goes_on_with_its_own_seed(tiny, tmp_path):
     save_checkpoint(tmp_path / "c.safetensors", training(tiny))
     with pytest.raises(UsageError, match=r"with train\.seed 0, now it is 7: resume it as it was"):

@@ -20,11 +20,17 @@ def test_from_dict_reads_what_to_dict_writes():
 @pytest.mark.parametrize("setting, found", [
     ("train.steps=0", "want 1 or more, found 0"), ("train.minutes=0", "want 0.001 or more"), ("train.foreground=2", "want 0 to 1, found 2"),
     ("sampling.delta_min=0.0", "want 0.0001 or more"), ("grid.resolution=0", "want 8 to 512"), ("threads=-1", "want 0 or more"),
+    ("field.base_resolution=3000000", "want 2 to 65536"),
     ("train.rate_mlp=nan", "found nan"), ("scene.background=pink", "want one of auto.*found 'pink'"), ("backend=gpu", "found 'gpu'"),
 ])  # fmt: skip
 def test_values_that_cannot_work_are_refused(setting, found):
     with pytest.raises(ConfigError, match=f"{setting.partition('=')[0]}: .*{found}"):
         check(load_config(None, [setting]))
+
+
+def test_an_interval_that_grows_is_refused():
+    with pytest.raises(ConfigError, match=r"sampling\.delta_min: want at most sampling\.delta_max \(0\.001\), found 0\.5"):
+        check(load_config(None, ["sampling.delta_max=0.001", "sampling.delta_min=0.5", "sampling.delta_until=0.001"]))
 
 
 def test_every_preset_can_work():

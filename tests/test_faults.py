@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from test_checkpoint import SMALL, training
 from test_cli import PACKAGE, TINY, process
 
-from fastsurf import cli
+from fastsurf import checkpoint, cli
 from fastsurf.backends import choose_backend
 from fastsurf.checkpoint import read_header, resume, save_checkpoint
 from fastsurf.config import load_config
@@ -395,6 +395,21 @@ def test_no_memory_is_one_line_that_names_what_takes_less(tiny_folder, tmp_path,
     with pytest.raises(ResourceError, match=f"out of memory in {phase}; less takes .*{wanted.get(phase, 'scene.max_side=800')}") as e:
         reconstruct(tiny_folder, small("train.steps=2"), run=tmp_path / "r")
     assert "\n" not in str(e.value)
+
+
+def test_no_memory_for_a_checkpoint_does_not_end_the_run(tiny, tmp_path, monkeypatch):
+    save, tries, seen = checkpoint.save, [], []
+
+    def short(*arguments, **named):
+        tries.append(1)
+        if len(tries) == 1:
+            raise MemoryError
+        return save(*arguments, **named)
+
+    monkeypatch.setattr(checkpoint, "save", short)
+    reconstruct(tiny, small("train.steps=3", "train.save_every=0"), run=tmp_path / "r", hooks=[seen.append])
+    assert "the checkpoint could not be written (out of memory): the run goes on, what was saved before stays" in notes(seen)
+    assert read_header(tmp_path / "r" / "checkpoint.safetensors").step == 3
 
 
 def test_an_address_space_that_is_too_small_is_one_line(tiny_folder, tmp_path):

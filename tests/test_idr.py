@@ -220,7 +220,7 @@ def training(scene, backend, *sets):
 
 @pytest.fixture
 def one_thread():
-    """For torch, which scatters a reference encoding's gradients in another order each time where it has several."""
+    """For torch, whose threads would wait for each other on a machine that does anything else."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

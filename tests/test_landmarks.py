@@ -16,6 +16,7 @@ from fastsurf.cameras import Capture, project
 from fastsurf.checkpoint import read_begun, read_header
 from fastsurf.child import ChildError
 from fastsurf.config import SceneConfig, load_config
+from fastsurf.errors import CheckpointError
 from fastsurf.hooks import Note, PhaseDone
 from fastsurf.landmarks import A_STEP, BEFORE, FEWEST, INSIDE, MARGIN, Landmarks, landmarks_of, neighbours, plan, triangulate
 from fastsurf.losses import points_loss
@@ -158,6 +159,21 @@ def test_a_run_makes_points_keeps_them_and_goes_on_with_them(walk, tmp_path, mon
     notes, (read,) = run(walk, tmp_path / "run", force=True)
     assert "went on without sparse points: COLMAP ended with SIGSEGV" in notes and "points" not in read.detail
     assert not (tmp_path / "run/points.npz").exists(), "those of a run before are not of this one"
+
+
+def test_points_of_a_run_that_was_replaced_are_not_taken_for_its_successors(walk, made, tmp_path):
+    np.savez(tmp_path / "points.npz", points=made[0], sightings=made[1])
+    assert look(walk, tmp_path, "scene.points=ignore")[0].landmarks is None
+    assert not (tmp_path / "points.npz").exists()
+
+
+@pytest.mark.parametrize("arrays", [{}, {"points": np.zeros((4, 3))}, {"points": np.zeros((4, 3)), "sightings": np.full((1, 2), 9)},
+                                    {"points": np.zeros(4), "sightings": np.zeros((1, 2), int)}])  # fmt: skip
+def test_points_that_are_none_are_damaged(walk, tmp_path, arrays):
+    np.savez(tmp_path / "points.npz", **arrays)
+    config = load_config(None, SMALL)
+    with pytest.raises(CheckpointError, match=r"points\.npz: damaged"):
+        reconstruction.find_landmarks(load_scene(walk, config.scene), config, native_backend("portable"), tmp_path, True, lambda _: None)
 
 
 def look(walk, folder, *sets):

@@ -305,6 +305,13 @@ def test_a_bowl_open_at_the_box_is_no_cavity() -> None:
     assert len(kept) == len(vertices)
 
 
+def test_a_hollow_without_anything_round_it_stays() -> None:
+    """A room whose walls end at the box, which is left open."""
+    found = extract(lambda x: -sphere(0.6)(x), torch.ones(8, 8, 8, dtype=torch.bool), 40, closed=False)
+    vertices, faces = clean(*found, 0.01, fill_cavities=True)
+    assert len(vertices) == len(found[0]) and signed_volumes(vertices, faces).sum() < 0
+
+
 def test_simplifying_keeps_the_shape_closed() -> None:
     level = sphere(0.7)
     vertices, faces = extract(level, near(level), 64, closed=True)

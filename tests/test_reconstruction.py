@@ -91,6 +91,14 @@ def test_stopping_early_still_saves_and_meshes(tiny, tmp_path):
     assert again.state.step == 24 and not again.stopped
 
 
+def test_a_first_mesh_is_made_once(tiny, tmp_path):
+    told = []
+    stopping = {"run": tmp_path / "r", "hooks": [told.append], "should_stop": lambda: sum(isinstance(e, TrainState) for e in told) == 14}
+    assert reconstruct(tiny, load_config(None, SMALL), **stopping).state.step == 14
+    assert reconstruct(tiny, load_config(None, SMALL), run=tmp_path / "r", go_on=True, hooks=[told.append]).state.step == 24
+    assert [e.what for e in told if isinstance(e, Saved)].count("first mesh") == 1
+
+
 def test_an_existing_run_is_not_overwritten(tiny, finished):
     before = (finished[0].run / "checkpoint.safetensors").read_bytes()
     with pytest.raises(UsageError, match="--resume"):
@@ -186,6 +194,9 @@ def test_a_run_can_be_rendered(finished, tmp_path):
 def test_photographs_of_one_name_get_pictures_of_their_own():
     assert picture_names(["images/a.png", "images/b.jpg"]) == ["a", "b"]
     assert picture_names(["left/0001.png", "right/0001.png"]) == ["left_0001", "right_0001"]
+    assert picture_names(["IMG_1.HEIC", "IMG_1.JPG", "sub/IMG_2.JPG"]) == ["IMG_1_HEIC", "IMG_1_JPG", "sub_IMG_2_JPG"]
+    assert picture_names(["/data/left/1.png", "/data/right/1.png"]) == ["data_left_1", "data_right_1"], "not in the root folder"
+    assert len(set(picture_names(["a/b.png", "c/b.png", "a_b.png"]))) == 3
 
 
 def test_a_run_can_be_scored(finished, tiny_folder):

@@ -193,6 +193,13 @@ def test_fitting_finds_how_a_photograph_was_taken(tiny):
     assert after < 0.1 * before and sorted(changed) == ["appearance.learned", "appearance.table"]
 
 
+def test_a_photograph_of_which_no_pixel_counts_has_the_mean_appearance(tiny):
+    model, (rays, _) = training(tiny).model, tiny.rays(tiny.test[0])
+    model.appearance.table.data[tiny.train] += torch.randn(len(tiny.train), 3, generator=torch.Generator().manual_seed(1))
+    fit_appearance(model, rays[:0], torch.zeros(0, 3), tiny.test[0])
+    torch.testing.assert_close(model.appearance.table[tiny.test[0]], model.appearance.table[tiny.train].mean(0))
+
+
 def test_the_right_half_is_scored_after_fitting_the_left(run):
     plain, fitted = (eval_run(run, fit=fit, backend=BACKEND) for fit in (False, True))
     assert plain["psnr"] != fitted["psnr"] and len(fitted["views"]) == 2

@@ -39,7 +39,7 @@ class ReferenceBackend:
         features = []
         for level in levels:
             index, w = _cell(x, level)
-            features.append((_weights(w)[..., None] * table[index]).sum(1))
+            features.append((_weights(w)[..., None] * _corners(table, index)).sum(1))
         return torch.cat(features, 1)
 
     def mlp(self, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -56,7 +56,7 @@ class ReferenceBackend:
         features, jacobians = [], []
         for level in levels:
             index, w = _cell(x, level)
-            corners = table[index]  # (n, 8, 2)
+            corners = _corners(table, index)
             features.append((_weights(w)[..., None] * corners).sum(1))
             jacobians.append(torch.einsum("ncf,nck->nfk", corners, _weight_gradients(w) * level.scale))
         z = torch.cat(features, 1) @ first.T  # (n, hidden)
@@ -148,6 +148,15 @@ def _cell(x: Tensor, level: Level) -> tuple[Tensor, Tensor]:
     else:
         index = i + j * level.resolution + k * level.resolution**2
     return (index & UINT32) % level.size + level.offset, p - floor
+
+
+def _corners(table: Tensor, index: Tensor) -> Tensor:
+    """Entries (n, 8, 2) of corners `index` (n, 8). On a CPU several threads sum the gradients of `table[index]` in any order, and those of
+    `gather` in the points' order; on a GPU it is the other way round."""
+    if table.is_cuda:
+        return table[index]
+    features = table.shape[1]
+    return table.gather(0, index.view(-1, 1).expand(-1, features)).view(*index.shape, features)
 
 
 def _weights(w: Tensor) -> Tensor:
