@@ -119,39 +119,92 @@ while True:
     _, status = os.waitpid(child, os.WUNTRACED)
     os.tcsetpgrp(0, os.getpgrp())
     if not os.WIFSTOPPED(status):
+        print("the end.", flush=True)
         sys.exit(os.waitstatus_to_exitcode(status))
     left = termios.tcgetattr(0)[3] == mode[3]
     termios.tcsetattr(0, termios.TCSADRAIN, mode)
     print(f"stopped by {os.WSTOPSIG(status)}, mode put back: {left}, go on?", flush=True)
-    sys.stdin.readline()
-    os.tcsetpgrp(0, child)
-    os.kill(child, signal.SIGCONT)
-"""  # what a shell does of a job: it stops, and goes on in front
+    said = sys.stdin.readline()
+    if said == "bg\\n":
+        os.kill(child, signal.SIGCONT)
+        print("behind.", flush=True)
+        while (said := sys.stdin.readline()) == "and?\\n":
+            print("here.", flush=True)
+        if said == "fg\\n":
+            print("in front.", flush=True)
+            os.tcsetpgrp(0, child)
+    else:
+        os.tcsetpgrp(0, child)
+        os.kill(child, signal.SIGCONT)
+"""  # what a shell does of a job: it stops, and goes on behind or in front; of `fg` one that is already going on hears nothing
 
 
-@pytest.mark.parametrize("how", ["ctrl-z", "stop"])
-def test_a_job_that_was_stopped_has_its_keys_again(tiny_folder, tmp_path, how):
-    """The shell has its own terminal's mode meanwhile, and at the end."""
+def until(true):
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_job_that_was_stopped_goes_on_behind_and_has_its_keys_again_in_front(tiny_folder, tmp_path):
+    """The shell has its own terminal's mode meanwhile, whatever is typed, and at the end."""
+    log = tmp_path / "r" / "log.jsonl"
     words = ["-c", SHELL, "-m", "fastsurf", tiny_folder, "--run", tmp_path / "r", *TINY, "--steps", "100000"]
     with on_a_terminal(words) as (process, terminal, wait_for, type_in):
         before = mode(terminal)
         job = int(re.search(r"job (\d+)\.", wait_for("q finish early"))[1])
-        type_in("p")
-        wait_for("p go on")
-        if how == "stop":
-            os.kill(job, signal.SIGSTOP)
-        else:
-            type_in("\x1a")
-        said = wait_for("go on?")
-        assert f"mode put back: {how != 'stop'}" in said and mode(terminal) == before
-        type_in("fg\n")
-        deadline = time.monotonic() + 60
-        while mode(terminal) == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        for how, behind in [("ctrl-z", False), ("ctrl-z", True), ("stop", True), ("stop", False), ("ctrl-z", True)]:
+            if how == "stop":
+                os.kill(job, signal.SIGSTOP)
+            else:
+                type_in("\x1a")
+            said = wait_for("go on?")
+            assert f"mode put back: {how != 'stop'}" in said and mode(terminal) == before
+            if behind:
+                type_in("bg\n")
+                wait_for("behind.")
+                had = log.stat().st_size
+                until(lambda had=had: log.stat().st_size > had)
+                for _ in range(5):
+                    type_in("and?\n")
+                    wait_for("here.")
+                assert mode(terminal) == before, "it stays the shell's"
+            type_in("fg\n")
+            if behind:
+                assert "╭" not in wait_for("in front."), "nothing was drawn over it"
+            until(lambda: mode(terminal) != before)
+            wait_for("q finish early")
+            type_in("p")
+            wait_for("p go on")
+            type_in("p")
+            wait_for("p pause")
         type_in("q")
         wait_for("--resume")
         assert process.wait(60) == 130 and mode(terminal) == before
+
+
+def test_a_job_that_ends_behind_another_leaves_the_terminal_alone(tiny_folder, tmp_path):
+    """Whoever sets a terminal's mode from behind is stopped."""
+    words = ["-c", SHELL, "-m", "fastsurf", tiny_folder, "--run", tmp_path / "r", *TINY, "--steps", "100000"]
+    with on_a_terminal(words) as (process, terminal, wait_for, type_in):
+        job = int(re.search(r"job (\d+)\.", wait_for("q finish early"))[1])
+        os.kill(job, signal.SIGSTOP)
+        wait_for("go on?")
+        before = mode(terminal)
+        type_in("bg\n")
+        wait_for("behind.")
+        type_in("\n")
+        os.kill(job, signal.SIGTERM)
+        assert "stopped by" not in wait_for("the end.") and process.wait(60) == 130 and mode(terminal) == before
+
+
+def test_a_key_that_another_has_read_is_not_waited_for(tmp_path):
+    """As when the shell reads the line that brings the job to the front: then nothing is left to read, and the mode isn't set yet."""
+    program = "from fastsurf.ui import keys\n" \
+        "keys.select.select = lambda *_: ([0], [], [])\n" \
+        "with keys._typing() as typed:\n    print([typed() for _ in range(3)], 'done', flush=True)"
+    with on_a_terminal(["-c", program]) as (process, _, wait_for, __):
+        assert "['', '', '']" in wait_for("done") and process.wait(60) == 0
 
 
 def test_the_bottom_line_names_the_keys_in_eighty_columns():
