@@ -60,8 +60,9 @@ Exit codes: 0 done, 1 system error (a full disk), 2 wrong usage, 3 unusable inpu
 
 
 class Interrupt:
-    """Ctrl-C, SIGTERM, and SIGHUP where there is one. Once training is under way the first asks for an early end; otherwise, and the second
-    time, all stops. A terminal that is closed may send SIGHUP more than once: that is one time."""
+    """Ctrl-C, SIGTERM, and SIGHUP where there is one. From the start of training on the first asks for an early end of it, which changes
+    nothing where it has ended; otherwise, and the second time, all stops. A terminal that is closed may send SIGHUP more than once: that
+    is one time."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()  # the command
@@ -361,7 +362,7 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
         again = ["fastsurf", "reconstruct", str(path), *out, "--run", str(run), "--resume"]
         then = shlex.join(again if result.stopped else ["fastsurf", "render", str(run), "--views", "orbit"])
         _say(_closing(result.mesh_path, result.mesh, result.report, output, result.seconds, then, result.stopped), _people(o.json))
-    return STOPPED if interrupt.count else 0
+    return STOPPED if result.stopped else 0
 
 
 def mesh(o: "MeshAgain") -> int:
@@ -507,7 +508,8 @@ def batch(o: "Batch", interrupt: Interrupt) -> int:
         from .batch import summary
 
         _say([*summary(rows), f"table  {out / 'summary.md'}"], _people(o.json))
-    return STOPPED if interrupt.count else 1 if any(row.state == "failed" for row in rows) else 0
+    states = {row.state for row in rows}
+    return STOPPED if states & {"stopped", "waiting"} else 1 if "failed" in states else 0
 
 
 def demo(o: "Demo", interrupt: Interrupt, kept: Kept) -> int:
@@ -518,14 +520,17 @@ def demo(o: "Demo", interrupt: Interrupt, kept: Kept) -> int:
     if (out / "mesh.ply").exists() and not o.force:
         raise UsageError(f"{out} holds an earlier demo: --force makes it again, -o DIR takes another folder")
     config = configure(o.settings, base="demo")
-    with _display(o.json, o.quiet, "demo", ("scene", "read", "train", "mesh", "score"), interrupt.requested) as display, \
+    from .hooks import Control
+
+    control, phases = Control(interrupt.finish), ("scene", "read", "train", "mesh", "score")
+    with _display(o.json, o.quiet, "demo", phases, interrupt.requested, control) as display, \
             _json_lines(o.json, o.force, False) as lines:
         from .demo import demo as make
 
-        scores = make(out, config, hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested)
+        scores = make(out, config, [interrupt.watch, kept, lines, display], interrupt.requested, control)
     if not o.quiet:
         _say([*_table(scores), f"mesh   {out / 'mesh.ply'}", f"look   {out / 'preview.png'}"], _people(o.json))
-    return STOPPED if interrupt.count else 0
+    return STOPPED if scores["stopped"] else 0
 
 
 def completion(o: "Completion") -> int:

@@ -15,7 +15,7 @@ from fake_events import fake_step
 from test_checkpoint import SMALL
 
 import fastsurf
-from fastsurf import cli
+from fastsurf import cli, reconstruction
 from fastsurf.config import PRESETS, load_config
 from fastsurf.errors import BackendError, CheckpointError, ConfigError, FastsurfError, MeshError, SceneError, UsageError
 from fastsurf.hooks import PhaseDone, PhaseStarted, Saved
@@ -353,6 +353,28 @@ def test_one_ctrl_c_ends_early_saves_and_meshes(tiny_folder, tmp_path):
         assert p.returncode == 130 and "Traceback" not in err, err
         assert (run_folder / "checkpoint.safetensors").exists() and (tmp_path / f"{name}.ply").exists()
         assert "(stopped early)" in out and out.splitlines()[-1].endswith("--resume")
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_while_the_mesh_is_made(tiny_folder, tmp_path, capsys, monkeypatch, presses):
+    """Once changes nothing, since all is trained: what is made is whole, and the exit code says so. Twice stops."""
+    make_mesh, made = reconstruction.make_mesh, []
+
+    def pressed(*args, **kwargs):
+        made.append(args)
+        for _ in range(presses if len(made) == 2 else 0):  # the first is half-way
+            os.kill(os.getpid(), signal.SIGINT)
+        return make_mesh(*args, **kwargs)
+
+    monkeypatch.setattr(reconstruction, "make_mesh", pressed)
+    code, out, err = run(capsys, tiny_folder, "--run", tmp_path / "r", *TINY)
+    assert len(made) == 2
+    if presses == 1:
+        assert code == 0 and err == "" and "(stopped early)" not in out and "next   fastsurf render" in out
+        assert out.count("mesh   is being made whole; Ctrl-C again stops at once") == 1 and (tmp_path / "r" / "mesh.ply").exists()
+    else:
+        assert code == 130 and not (tmp_path / "r" / "mesh.ply").exists()
+        assert err == f"fastsurf: stopped; the last checkpoint is {tmp_path / 'r' / 'checkpoint.safetensors'}\n"
 
 
 ENDLESS = """

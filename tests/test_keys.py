@@ -1,6 +1,7 @@
 """Keys of the live screen, typed on a terminal of the test's own."""
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -87,6 +88,23 @@ def test_keys_pause_save_mesh_look_and_finish(tiny_folder, tmp_path):
         type_in("q")
         wait_for("--resume")
         assert process.wait(60) == 130 and (run / "mesh.ply").exists() and mode(terminal) == before
+
+
+def test_the_demo_has_the_same_keys(tiny_folder, tmp_path):
+    program = "import shutil, sys, fastsurf.demo\n" \
+        f"fastsurf.demo.make_scene = lambda out, on_progress: shutil.copytree({str(tiny_folder)!r}, out)\n" \
+        "fastsurf.demo.score_mesh = lambda *_: {'f_score': 0.5}\n" \
+        "from fastsurf.cli import main\nsys.exit(main())"
+    words = ["-c", program, "demo", "-o", tmp_path / "d", *TINY, "--steps", "100000"]
+    with on_a_terminal(words) as (process, terminal, wait_for, type_in):
+        before = mode(terminal)
+        wait_for("p pause · s save · m mesh · v view · q finish early")
+        type_in("p")
+        wait_for("paused, and so is the clock")
+        type_in("q")
+        wait_for("preview.png")
+        assert process.wait(60) == 130 and mode(terminal) == before
+    assert json.loads((tmp_path / "d" / "score.json").read_text())["stopped"] is True and (tmp_path / "d" / "mesh.ply").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGTSTP])
