@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -330,13 +331,14 @@ def poses(o: "Poses", kept: Kept) -> int:
 
 def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
     """`fastsurf reconstruct SCENE`."""
+    from .config import load_config
     from .options import configure
 
     path = _wanted(o.scene, "reconstruct wants a SCENE: a folder or file with photographs and cameras, photographs alone, or a video")
     name = _name(path)
     run = o.run or (o.out.with_suffix(".run") if o.out else Path("runs") / name)
-    base = str(run / "config.toml") if o.resume and (run / "config.toml").is_file() else None
-    config = configure(o.settings, o.photographs, base)
+    own = load_config(str(run / "config.toml")) if o.resume and (run / "config.toml").is_file() else None
+    config = configure(o.settings, o.photographs, own)
     output = o.outputs.chosen
     if o.out is not None:
         _check_mesh_file(o.out, o.force or o.resume, output)
@@ -519,7 +521,7 @@ def demo(o: "Demo", interrupt: Interrupt, kept: Kept) -> int:
     out = o.out or Path("demo")
     if (out / "mesh.ply").exists() and not o.force:
         raise UsageError(f"{out} holds an earlier demo: --force makes it again, -o DIR takes another folder")
-    config = configure(o.settings, base="demo")
+    config = configure(replace(o.settings, config=o.settings.config or "demo"))
     from .hooks import Control
 
     control, phases = Control(interrupt.finish), ("scene", "read", "train", "mesh", "score")

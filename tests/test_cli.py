@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,22 @@ def test_defaults_then_config_then_set_then_flags(tmp_path):
     assert (config.train.seed, config.mesh.resolution, config.threads) == (3, 300, 0)
     assert (config.train.minutes, config.train.steps) == (5.0, None)  # the flag is the dial, whatever the file says
     assert (config.scene.holdout, config.scene.masks) == (8, "ignore")
+
+
+def test_a_resumed_run_keeps_what_nobody_said_again(tiny_folder, tmp_path, capsys):
+    """With a configuration of one's own too, whose settings count as said."""
+    go_on = (tiny_folder, "--run", tmp_path / "r", "--quiet", "--resume")
+    words = (tiny_folder, "--run", tmp_path / "r", "--quiet", *TINY, "--steps", "2", "--seed", "3", "--method", "wild", "--holdout", "7")
+    assert run(capsys, *words, "--set", "loss.smooth=0.02") == (0, "", "")
+    before = load_config(str(tmp_path / "r" / "config.toml"))
+    file = tmp_path / "mine.toml"
+    file.write_text("[train]\nsteps = 3\nrays = 70\n")
+    assert run(capsys, *go_on, "--config", file, "--method", "wild") == (0, "", "")
+    after = load_config(str(tmp_path / "r" / "config.toml"))
+    assert after == replace(before, train=replace(before.train, steps=3, rays=70)) and (after.train.seed, after.loss.smooth) == (3, 0.02)
+    file.write_text("[train]\nsteps = 4\nseed = 0\n")
+    fails(capsys, 2, r"made with train\.seed 3, now it is 0", *go_on, "--config", file)
+    fails(capsys, 2, r"made with the method wild, now it is nerf", *go_on, "--method", "nerf")
 
 
 def test_a_folder_alone_means_reconstruct(monkeypatch, tmp_path):
