@@ -16,7 +16,7 @@ from fake_events import fake_step
 from test_checkpoint import SMALL
 
 import fastsurf
-from fastsurf import cli, reconstruction
+from fastsurf import batch, cli, reconstruction
 from fastsurf.config import PRESETS, load_config
 from fastsurf.errors import BackendError, CheckpointError, ConfigError, FastsurfError, MeshError, SceneError, UsageError
 from fastsurf.hooks import PhaseDone, PhaseStarted, Saved
@@ -392,6 +392,18 @@ def test_ctrl_c_while_the_mesh_is_made(tiny_folder, tmp_path, capsys, monkeypatc
     else:
         assert code == 130 and not (tmp_path / "r" / "mesh.ply").exists()
         assert err == f"fastsurf: stopped; the last checkpoint is {tmp_path / 'r' / 'checkpoint.safetensors'}\n"
+
+
+@pytest.mark.parametrize("states, code", [
+    (("done", "kept"), 0), (("done", "failed"), 1), (("done", "stopped"), 130), (("failed", "waiting"), 130)
+])  # fmt: skip
+def test_ctrl_c_counts_for_many_scenes_where_it_left_something_undone(tmp_path, capsys, monkeypatch, states, code):
+    def made(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        return [batch.Row(state, "", state, "") for state in states]
+
+    monkeypatch.setattr(batch, "batch", made)
+    assert run(capsys, "batch", tmp_path, "-o", tmp_path / "out", "--quiet") == (code, "", "")
 
 
 ENDLESS = """

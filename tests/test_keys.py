@@ -171,7 +171,7 @@ def test_a_job_that_was_stopped_goes_on_behind_and_has_its_keys_again_in_front(t
     with on_a_terminal(words) as (process, terminal, wait_for, type_in):
         before = mode(terminal)
         job = int(re.search(r"job (\d+)\.", wait_for("q finish early"))[1])
-        for how, behind in [("ctrl-z", False), ("ctrl-z", True), ("stop", True), ("stop", False), ("ctrl-z", True)]:
+        for how, behind in [("ctrl-z", False), ("ctrl-z", True), ("stop", False), ("stop", True)]:
             if how == "stop":
                 os.kill(job, signal.SIGSTOP)
             else:
