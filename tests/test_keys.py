@@ -23,7 +23,7 @@ from fastsurf.ui.screen import _keys
 
 @contextlib.contextmanager
 def on_a_terminal(words):
-    """A process on 80 x 24; `wait_for(text)` gives what it wrote since the last call, `type_in(keys)` types."""
+    """A process on 80 x 24; `wait_for(text)` gives what it wrote up to there since the last call, `type_in(keys)` types."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
 
@@ -41,12 +41,12 @@ def on_a_terminal(words):
     def wait_for(wanted):
         nonlocal seen
         deadline = time.monotonic() + 60
-        while wanted not in seen.decode(errors="ignore"):
+        while wanted.encode() not in seen:
             assert time.monotonic() < deadline and (process.poll() is None or select.select([ours], [], [], 0)[0]), (wanted, seen[-2000:])
             if select.select([ours], [], [], 0.05)[0]:
                 seen += os.read(ours, 1 << 16)
-        before, seen = seen, b""
-        return before.decode(errors="ignore")
+        before, found, seen = seen.partition(wanted.encode())
+        return (before + found).decode(errors="ignore")
 
     try:
         yield process, theirs, wait_for, lambda keys: os.write(ours, keys.encode())
@@ -144,8 +144,8 @@ while True:
     print(f"stopped by {os.WSTOPSIG(status)}, mode put back: {left}, go on?", flush=True)
     said = sys.stdin.readline()
     if said == "bg\\n":
-        os.kill(child, signal.SIGCONT)
         print("behind.", flush=True)
+        os.kill(child, signal.SIGCONT)
         while (said := sys.stdin.readline()) == "and?\\n":
             print("here.", flush=True)
         if said == "fg\\n":
@@ -181,6 +181,8 @@ def test_a_job_that_was_stopped_goes_on_behind_and_has_its_keys_again_in_front(t
             if behind:
                 type_in("bg\n")
                 wait_for("behind.")
+                if how == "stop":
+                    wait_for("\x1b[?1049l")  # nobody could do that before
                 had = log.stat().st_size
                 until(lambda had=had: log.stat().st_size > had)
                 for _ in range(5):
