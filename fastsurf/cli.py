@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
@@ -60,8 +61,9 @@ Exit codes: 0 done, 1 system error (a full disk), 2 wrong usage, 3 unusable inpu
 
 
 class Interrupt:
-    """Ctrl-C, SIGTERM, and SIGHUP where there is one. Once training is under way the first asks for an early end; otherwise, and the second
-    time, all stops. A terminal that is closed may send SIGHUP more than once: that is one time."""
+    """Ctrl-C, SIGTERM, and SIGHUP where there is one. From the start of training on the first asks for an early end of it, which changes
+    nothing where it has ended; otherwise, and the second time, all stops. A terminal that is closed may send SIGHUP more than once: that
+    is one time."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()  # the command
@@ -329,13 +331,14 @@ def poses(o: "Poses", kept: Kept) -> int:
 
 def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
     """`fastsurf reconstruct SCENE`."""
+    from .config import load_config
     from .options import configure
 
     path = _wanted(o.scene, "reconstruct wants a SCENE: a folder or file with photographs and cameras, photographs alone, or a video")
     name = _name(path)
     run = o.run or (o.out.with_suffix(".run") if o.out else Path("runs") / name)
-    base = str(run / "config.toml") if o.resume and (run / "config.toml").is_file() else None
-    config = configure(o.settings, o.photographs, base)
+    own = load_config(str(run / "config.toml")) if o.resume and (run / "config.toml").is_file() else None
+    config = configure(o.settings, o.photographs, own)
     output = o.outputs.chosen
     if o.out is not None:
         _check_mesh_file(o.out, o.force or o.resume, output)
@@ -361,7 +364,7 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
         again = ["fastsurf", "reconstruct", str(path), *out, "--run", str(run), "--resume"]
         then = shlex.join(again if result.stopped else ["fastsurf", "render", str(run), "--views", "orbit"])
         _say(_closing(result.mesh_path, result.mesh, result.report, output, result.seconds, then, result.stopped), _people(o.json))
-    return STOPPED if interrupt.count else 0
+    return STOPPED if result.stopped else 0
 
 
 def mesh(o: "MeshAgain") -> int:
@@ -507,7 +510,8 @@ def batch(o: "Batch", interrupt: Interrupt) -> int:
         from .batch import summary
 
         _say([*summary(rows), f"table  {out / 'summary.md'}"], _people(o.json))
-    return STOPPED if interrupt.count else 1 if any(row.state == "failed" for row in rows) else 0
+    states = {row.state for row in rows}
+    return STOPPED if states & {"stopped", "waiting"} else 1 if "failed" in states else 0
 
 
 def demo(o: "Demo", interrupt: Interrupt, kept: Kept) -> int:
@@ -517,15 +521,18 @@ def demo(o: "Demo", interrupt: Interrupt, kept: Kept) -> int:
     out = o.out or Path("demo")
     if (out / "mesh.ply").exists() and not o.force:
         raise UsageError(f"{out} holds an earlier demo: --force makes it again, -o DIR takes another folder")
-    config = configure(o.settings, base="demo")
-    with _display(o.json, o.quiet, "demo", ("scene", "read", "train", "mesh", "score"), interrupt.requested) as display, \
+    config = configure(replace(o.settings, config=o.settings.config or "demo"))
+    from .hooks import Control
+
+    control, phases = Control(interrupt.finish), ("scene", "read", "train", "mesh", "score")
+    with _display(o.json, o.quiet, "demo", phases, interrupt.requested, control) as display, \
             _json_lines(o.json, o.force, False) as lines:
         from .demo import demo as make
 
-        scores = make(out, config, hooks=[interrupt.watch, kept, lines, display], should_stop=interrupt.requested)
+        scores = make(out, config, [interrupt.watch, kept, lines, display], interrupt.requested, control)
     if not o.quiet:
         _say([*_table(scores), f"mesh   {out / 'mesh.ply'}", f"look   {out / 'preview.png'}"], _people(o.json))
-    return STOPPED if interrupt.count else 0
+    return STOPPED if scores["stopped"] else 0
 
 
 def completion(o: "Completion") -> int:

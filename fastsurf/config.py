@@ -244,20 +244,25 @@ def _at(config: Any, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), config)
 
 
-def load_config(name_or_file: str | None = None, sets: Sequence[str] = (), method: str | None = None) -> Config:
+def load_config(
+    name_or_file: str | None = None, sets: Sequence[str] = (), method: str | None = None, start: Config | None = None
+) -> Config:
     """The defaults, with what a method has different, then a preset or TOML file, then `section.key=value` settings on top.
+
+    Args:
+        start: in place of the defaults; what its own method has different is in it.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one), a value of the wrong type, no such file, no such method.
     """
-    config = Config()
+    config = start or Config()
     if method is not None:
         if method not in CHOICES["method"]:
             raise ConfigError(f"method: want one of {', '.join(CHOICES['method'])}; found {method!r}")
         if method != config.method:
             config = _merge(config, _read_toml(method), method)
     if name_or_file is not None:
-        config = _merge(config, _read_toml(name_or_file), name_or_file)
+        config = _over(config, _read_toml(name_or_file), name_or_file)
     for setting in sets:
         key, equals, text = setting.partition("=")
         if not equals:
@@ -265,8 +270,16 @@ def load_config(name_or_file: str | None = None, sets: Sequence[str] = (), metho
         tree: Any = _parse_value(text.strip())
         for part in reversed(key.strip().split(".")):
             tree = {part: tree}
-        config = _merge(config, tree, f"--set {setting}")
+        config = _over(config, tree, f"--set {setting}")
     return config
+
+
+def _over(config: Config, tree: Mapping[str, Any], source: str) -> Config:
+    """`tree` on top. Minutes and steps are one dial: the minutes that it asks for are not outdone by steps from below."""
+    train = tree.get("train")
+    if isinstance(train, Mapping) and train.get("minutes", "none") != "none":
+        config = replace(config, train=replace(config.train, steps=None))
+    return _merge(config, tree, source)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .config import Config
 from .demo_scene import make_scene
 from .files import png, write_whole
 from .formats import load
-from .hooks import Hook, MeshProgress, Phases, Saved, announce
+from .hooks import Control, Hook, MeshProgress, Phases, Saved, announce
 from .mesh import Mesh
 from .meshio import read_mesh
 from .metrics import read_truth, score_mesh
@@ -25,25 +25,32 @@ SIZE, DISTANCE = 480, 4.2  # pixels; the object is about 2 across
 
 
 def demo(
-    out: str | Path, config: Config, hooks: Sequence[Hook] = (), should_stop: Callable[[], bool] = lambda: False
-) -> dict[str, Any]:
+    out: str | Path, config: Config, hooks: Sequence[Hook] = (), should_stop: Callable[[], bool] = lambda: False,
+    control: Control | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Make OUT/scene, reconstruct it into OUT/run and OUT/mesh.ply, and leave OUT/score.json and OUT/preview.png.
 
+    Args:
+        should_stop: ends the training early, and `control` pauses it, as in `reconstruct`.
+
     Returns:
-        what is in score.json: `f_score` (at 1 % of the diagonal), `chamfer_pct` (of the diagonal), `seconds` of the whole, and more.
+        what is in score.json: `f_score` (at 1 % of the diagonal), `chamfer_pct` (of the diagonal), `seconds` of the whole, whether its
+        training was `stopped`, and more.
     """
     started, out, events = time.monotonic(), Path(out), announce(hooks)
     phases = Phases(events)
     with phases("scene") as phase:
         make_scene(out / "scene", on_progress=lambda done: events(MeshProgress(done, "photographs")))
         phase.detail = "photographs of a known solid"
-    result = reconstruct(out / "scene", config, run=out / "run", out=out / "mesh.ply", force=True, hooks=hooks, should_stop=should_stop)
+    result = reconstruct(
+        out / "scene", config, run=out / "run", out=out / "mesh.ply", force=True, hooks=hooks, should_stop=should_stop, control=control
+    )
     with phases("score") as phase:
         folder = out / "scene"
         truth = read_mesh(folder / "gt" / "mesh.ply")
         views = [view for view in load(folder).views if view.split == "train"]
         scores: dict[str, Any] = dict(score_mesh(result.mesh, read_truth(folder), views))
-        scores |= {"seconds": round(time.monotonic() - started, 1), "phases": result.seconds}
+        scores |= {"seconds": round(time.monotonic() - started, 1), "phases": result.seconds, "stopped": result.stopped}
         write_whole(out / PREVIEW, preview_of(truth, result.mesh))
         write_json(out / "score.json", scores)
         phase.detail = f"F-score {scores['f_score']:.3f}"

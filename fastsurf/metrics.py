@@ -23,6 +23,7 @@ from .shade import seen
 
 Floats = npt.NDArray[np.float64]
 
+WINDOW = 11  # pixels, of SSIM
 _FAR = 0.03  # of the diagonal: beyond it, distances are to fewer samples
 _NEAREST = 8  # samples whose triangles are measured to
 _TRUE_SAMPLES = 500_000  # of a true mesh
@@ -39,17 +40,28 @@ def psnr(a: npt.ArrayLike, b: npt.ArrayLike, mask: npt.ArrayLike | None = None) 
 
 
 def ssim(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Structural similarity (Wang et al. 2004) of pictures (h, w, 3) in [0, 1], at least 11 pixels along each side.
+    """Structural similarity (Wang et al. 2004) of pictures (h, w, 3) in [0, 1].
 
     Gaussian window of 11x11 pixels, sigma 1.5, wherever it fits into the picture; K1 = 0.01, K2 = 0.03; mean over colours.
+
+    Raises:
+        UsageError: it fits nowhere. A smaller one would give another number of the same name.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    assert a.shape == b.shape and min(a.shape[:2]) >= 11, (a.shape, b.shape)
+    assert a.shape == b.shape, (a.shape, b.shape)
+    if min(a.shape[:2]) < WINDOW:
+        raise UsageError(f"SSIM wants pictures of {WINDOW} pixels or more along each side, found {a.shape[1]}x{a.shape[0]}")
     mean_a, mean_b = _blur(a), _blur(b)
     var_a, var_b, cov = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2, _blur(a * b) - mean_a * mean_b
     c1, c2 = 0.01**2, 0.03**2
     similarity = (2 * mean_a * mean_b + c1) * (2 * cov + c2) / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))
     return float(similarity.mean())
+
+
+def picture_scores(shown: npt.ArrayLike, photo: npt.ArrayLike, counts: npt.ArrayLike) -> dict[str, float]:
+    """`psnr` of the pixels that count, (h, w) bool, and `ssim` of all, which pictures smaller than its window have none of."""
+    scores = {"psnr": psnr(shown, photo, counts)}
+    return scores | {"ssim": ssim(shown, photo)} if min(np.shape(photo)[:2]) >= WINDOW else scores
 
 
 def _blur(a: Floats) -> Floats:

@@ -184,8 +184,8 @@ class Poses:
 class Reconstruct:
     """Photographs in, a coloured surface mesh out, in the coordinates of their cameras, which are found first where there are none.
 
-    Settings come from the defaults, then --method, then --config, then --set, then flags: the later wins. With --resume and no
-    --config, the run's own settings take its place.
+    Settings come from the defaults, then --method, then --config, then --set, then flags: the later wins. With --resume, the
+    run's own settings take the place of the defaults.
 
     Ctrl-C once ends the training early and still writes the mesh; twice stops at once and keeps the last checkpoint.
     """
@@ -496,13 +496,15 @@ def read_shard(text: str | None) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def configure(settings: Settings, photographs: Photographs | None = None, base: str | None = None) -> Config:
-    """Defaults < --method < `base` or --config < --set < flags.
+def configure(settings: Settings, photographs: Photographs | None = None, start: Config | None = None) -> Config:
+    """Defaults < --method < --config < --set < flags; in place of the defaults `start`, the settings of a run that goes on.
 
     Raises:
-        UsageError: a number that makes no sense. ConfigError: see load_config and check.
+        UsageError: a number that makes no sense, a run that was to go on with another method. ConfigError: see load_config and check.
     """
-    config = load_config(settings.config or base, settings.set, settings.method)
+    if start is not None and settings.method not in (None, start.method):
+        raise UsageError(f"the run was made with the method {start.method}, now it is {settings.method}: leave --method out")
+    config = load_config(settings.config, settings.set, settings.method, start)
     if settings.minutes is not None and settings.steps is not None:
         raise UsageError("--minutes and --steps are one dial: give one of them")
     if settings.minutes is not None and not settings.minutes > 0:

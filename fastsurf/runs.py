@@ -28,7 +28,7 @@ from .hooks import Hook, MeshProgress, Note, Saved, announce
 from .mesh import Mesh
 from .meshio import read_mesh, writer
 from .methods.nerf import thinnest_kept
-from .metrics import Threshold, measure, psnr, read_truth, scores_of, ssim, sweep
+from .metrics import WINDOW, Threshold, measure, picture_scores, read_truth, scores_of, sweep
 from .model import Model
 from .output import Output
 from .pictures import fit_appearance, normal_picture, orbit, render_rays, surface_depth, to_bytes
@@ -311,8 +311,8 @@ def eval_run(
         fit: the appearance of each held-out view is learned from its left half, and its right half is scored.
 
     Returns:
-        `psnr`, `ssim` (means over held-out views; None without any), `views` (each by name), and `mesh` with Chamfer distance,
-        F-scores and normal error where a truth is given; its `sweep` is a list with an entry for each threshold.
+        `psnr`, `ssim` (means over held-out views; None without any, or all too small for SSIM), `views` (each by name), and `mesh` with
+        Chamfer distance, F-scores and normal error where a truth is given; its `sweep` is a list with an entry for each threshold.
 
     Raises:
         UsageError: a mesh or thresholds, but nothing to score against; appearances to fit in a run that has none.
@@ -330,9 +330,12 @@ def eval_run(
         if not scene.test:
             events(Note("no view was held out, so no picture is scored: reconstruct with --holdout 8"))
         views = _score_views(scene, model, events, fit)
+    similar = [v["ssim"] for v in views.values() if "ssim" in v]
+    if len(similar) < len(views):
+        events(Note(f"{len(views) - len(similar)} of {len(views)} views have no SSIM, which wants {WINDOW} pixels along each side"))
     scores: dict[str, Any] = {
         "psnr": float(np.mean([v["psnr"] for v in views.values()])) if views else None,
-        "ssim": float(np.mean([v["ssim"] for v in views.values()])) if views else None,
+        "ssim": float(np.mean(similar)) if similar else None,
         "views": views,
         "step": header.step,
         "seconds": header.seconds,
@@ -356,7 +359,7 @@ def _score_views(scene: Scene, model: Model, events: Hook, fit: bool) -> dict[st
         rays, photo, counts = rays[torch.arange(h * w).view(h, w)[:, scored].reshape(-1)], photo[:, scored], counts[:, scored]
         picture = render_rays(model, rays, events).rgb.numpy().reshape(photo.shape)
         picture = np.where(counts[..., None], picture, photo)
-        views[scene.capture.views[i].name] = {"psnr": psnr(picture, photo, counts), "ssim": ssim(picture, photo)}
+        views[scene.capture.views[i].name] = picture_scores(picture, photo, counts)
         events(MeshProgress((done + 1) / len(scene.test), scene.capture.views[i].name))
     return views
 

@@ -20,7 +20,7 @@ from .info import pixel_footprint
 from .mesh import Mesh, components, is_watertight
 from .meshio import read_mesh
 from .methods import samples_per_ray
-from .metrics import Floats, Threshold, Truth, distance_to, measure, psnr, read_truth, scores_of, ssim, sweep
+from .metrics import Floats, Threshold, Truth, distance_to, measure, picture_scores, psnr, read_truth, scores_of, sweep
 from .reconstruction import CHECKPOINT, LOG, MESH, background_kind
 from .runs import expected, picture_names, render_run
 from .scene import Scene
@@ -104,10 +104,10 @@ def rendered(folder: Path, scene: Scene, config: Config, hooks: Sequence[Hook] =
 
 
 def on_view(picture: Picture, scene: Scene, i: int, config: Config) -> Tree:
-    """PSNR and SSIM of a held-out view, of the pixels that count."""
+    """PSNR and SSIM of a held-out view, of the pixels that count (metrics.py)."""
     photo, counts = expected(scene, i, background_kind(scene, config))
     shown = np.where(counts[..., None], picture / 255, photo)
-    scores = {"psnr": psnr(shown, photo, counts), "ssim": ssim(shown, photo)}
+    scores: Tree = dict(picture_scores(shown, photo, counts))
     if scene.masks is not None and (inside := counts & (scene.masks[i].numpy() > 127)).any():
         scores["psnr_object"] = psnr(shown, photo, inside)
     return scores

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from fake_events import fake_step
 from test_checkpoint import SMALL
 
 import fastsurf
-from fastsurf import cli
+from fastsurf import batch, cli, reconstruction
 from fastsurf.config import PRESETS, load_config
 from fastsurf.errors import BackendError, CheckpointError, ConfigError, FastsurfError, MeshError, SceneError, UsageError
 from fastsurf.hooks import PhaseDone, PhaseStarted, Saved
@@ -230,6 +231,22 @@ def test_defaults_then_config_then_set_then_flags(tmp_path):
     assert (config.scene.holdout, config.scene.masks) == (8, "ignore")
 
 
+def test_a_resumed_run_keeps_what_nobody_said_again(tiny_folder, tmp_path, capsys):
+    """With a configuration of one's own too, whose settings count as said."""
+    go_on = (tiny_folder, "--run", tmp_path / "r", "--quiet", "--resume")
+    words = (tiny_folder, "--run", tmp_path / "r", "--quiet", *TINY, "--steps", "2", "--seed", "3", "--method", "wild", "--holdout", "7")
+    assert run(capsys, *words, "--set", "loss.smooth=0.02") == (0, "", "")
+    before = load_config(str(tmp_path / "r" / "config.toml"))
+    file = tmp_path / "mine.toml"
+    file.write_text("[train]\nsteps = 3\nrays = 70\n")
+    assert run(capsys, *go_on, "--config", file, "--method", "wild") == (0, "", "")
+    after = load_config(str(tmp_path / "r" / "config.toml"))
+    assert after == replace(before, train=replace(before.train, steps=3, rays=70)) and (after.train.seed, after.loss.smooth) == (3, 0.02)
+    file.write_text("[train]\nsteps = 4\nseed = 0\n")
+    fails(capsys, 2, r"made with train\.seed 3, now it is 0", *go_on, "--config", file)
+    fails(capsys, 2, r"made with the method wild, now it is nerf", *go_on, "--method", "nerf")
+
+
 def test_a_folder_alone_means_reconstruct(monkeypatch, tmp_path):
     got = []
     monkeypatch.setattr(cli, "reconstruct", lambda o, *_: got.append(o) or 0)
@@ -353,6 +370,40 @@ def test_one_ctrl_c_ends_early_saves_and_meshes(tiny_folder, tmp_path):
         assert p.returncode == 130 and "Traceback" not in err, err
         assert (run_folder / "checkpoint.safetensors").exists() and (tmp_path / f"{name}.ply").exists()
         assert "(stopped early)" in out and out.splitlines()[-1].endswith("--resume")
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_while_the_mesh_is_made(tiny_folder, tmp_path, capsys, monkeypatch, presses):
+    """Once changes nothing, since all is trained: what is made is whole, and the exit code says so. Twice stops."""
+    make_mesh, made = reconstruction.make_mesh, []
+
+    def pressed(*args, **kwargs):
+        made.append(args)
+        for _ in range(presses if len(made) == 2 else 0):  # the first is half-way
+            os.kill(os.getpid(), signal.SIGINT)
+        return make_mesh(*args, **kwargs)
+
+    monkeypatch.setattr(reconstruction, "make_mesh", pressed)
+    code, out, err = run(capsys, tiny_folder, "--run", tmp_path / "r", *TINY)
+    assert len(made) == 2
+    if presses == 1:
+        assert code == 0 and err == "" and "(stopped early)" not in out and "next   fastsurf render" in out
+        assert out.count("mesh   is being made whole; Ctrl-C again stops at once") == 1 and (tmp_path / "r" / "mesh.ply").exists()
+    else:
+        assert code == 130 and not (tmp_path / "r" / "mesh.ply").exists()
+        assert err == f"fastsurf: stopped; the last checkpoint is {tmp_path / 'r' / 'checkpoint.safetensors'}\n"
+
+
+@pytest.mark.parametrize("states, code", [
+    (("done", "kept"), 0), (("done", "failed"), 1), (("done", "stopped"), 130), (("failed", "waiting"), 130)
+])  # fmt: skip
+def test_ctrl_c_counts_for_many_scenes_where_it_left_something_undone(tmp_path, capsys, monkeypatch, states, code):
+    def made(*_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        return [batch.Row(state, "", state, "") for state in states]
+
+    monkeypatch.setattr(batch, "batch", made)
+    assert run(capsys, "batch", tmp_path, "-o", tmp_path / "out", "--quiet") == (code, "", "")
 
 
 ENDLESS = """

@@ -65,6 +65,26 @@ def test_wrong_settings_get_one_helpful_line(setting, message):
     assert message in str(e.value) and "\n" not in str(e.value)
 
 
+def test_minutes_and_steps_are_one_dial(tmp_path):
+    """Which of the two is said last counts; both at once are steps."""
+    file = tmp_path / "c.toml"
+    file.write_text("[train]\nminutes = 5\n")
+    by_steps = load_config(None, ["train.steps=40"])
+    for config in (load_config(str(file), start=by_steps), load_config(None, ["train.minutes=5"], start=by_steps)):
+        assert (config.train.minutes, config.train.steps) == (5.0, None)
+    assert load_config(str(file), ["train.steps=40"]).train.steps == 40
+    assert load_config(None, ["train.minutes=none"], start=by_steps).train.steps == 40
+    file.write_text("[train]\nminutes = 5\nsteps = 40\n")
+    assert load_config(str(file)).train.steps == 40
+
+
+def test_another_start_than_the_defaults(tmp_path):
+    """What a method has different counts for those who choose it, not for those who go on with it."""
+    start = load_config(None, ["loss.smooth=0.5", "train.seed=3"], "wild")
+    assert load_config(None, ["train.rays=9"], "wild", start) == load_config(None, ["train.rays=9"], start=start)
+    assert load_config(None, start=start) == start != load_config(method="wild")
+
+
 def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="nothing"):
         load_config("nothing")

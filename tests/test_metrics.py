@@ -10,7 +10,7 @@ from fastsurf.cameras import Camera, View
 from fastsurf.errors import MeshError, SceneError, UsageError
 from fastsurf.mesh import Mesh
 from fastsurf.meshio import read_mesh, write_mesh
-from fastsurf.metrics import Truth, measure, psnr, read_thresholds, read_truth, score_mesh, ssim, sweep
+from fastsurf.metrics import Truth, measure, picture_scores, psnr, read_thresholds, read_truth, score_mesh, ssim, sweep
 from fastsurf.shade import look_at
 
 
@@ -64,6 +64,16 @@ def test_ssim_is_what_the_paper_defines() -> None:
     assert ssim(a, b) == pytest.approx(np.mean(values), abs=1e-9)
     assert ssim(a, a) == pytest.approx(1)
     assert ssim(a, 1 - a) < 0
+
+
+@pytest.mark.parametrize("shape", [(10, 30), (30, 10), (1, 1)])
+def test_pictures_smaller_than_its_window_have_no_ssim(shape: tuple[int, int]) -> None:
+    a = np.full((*shape, 3), 0.5)
+    with pytest.raises(UsageError, match=f"11 pixels or more along each side, found {shape[1]}x{shape[0]}"):
+        ssim(a, a)
+    assert picture_scores(a, a + 0.1, np.ones(shape, bool)) == {"psnr": pytest.approx(20.0)}
+    a = np.full((11, 11, 3), 0.5)
+    assert picture_scores(a, a, np.ones((11, 11), bool)) == {"psnr": float("inf"), "ssim": pytest.approx(1)}
 
 
 @pytest.mark.parametrize("offset", [0.005, -0.02])

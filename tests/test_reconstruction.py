@@ -205,6 +205,14 @@ def test_a_run_can_be_scored(finished, tiny_folder):
     assert 0 < scores["mesh"]["f_score"] <= 1 and scores["mesh"]["chamfer"] > 0
 
 
+def test_views_too_small_for_ssim_have_a_psnr_all_the_same(tiny_folder, tmp_path):
+    reconstruct(tiny_folder, load_config(None, [*SMALL, "scene.max_side=10", "train.steps=2"]), run=tmp_path / "r")
+    notes = []
+    scores = eval_run(tmp_path / "r", hooks=[lambda e: notes.append(e.text) if isinstance(e, Note) else None])
+    assert scores["psnr"] > 3 and scores["ssim"] is None and all(list(view) == ["psnr"] for view in scores["views"].values())
+    assert notes == ["2 of 2 views have no SSIM, which wants 11 pixels along each side"]
+
+
 def test_what_cannot_be_scored_is_said_before_any_work(finished, tiny_folder, tmp_path):
     with pytest.raises(UsageError, match="--gt"):
         eval_run(finished[0].run, mesh=finished[0].mesh_path)

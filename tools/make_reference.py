@@ -44,6 +44,7 @@ minutes = 10
 
 `--set scene.radius=1.2` sets any one key, as often as you like; a value that is no TOML counts as a word, and `none` takes a setting back.
 An unknown key is an error that names the nearest one. `RUN/config.toml` holds all settings of a run, as they were used.
+`--resume` begins with those instead of the defaults, so that only what is to change needs to be said again.
 
 A number without a range here takes any; a key that is `none` is found or chosen from the scene. Lengths are in scene units, in which the
 scene box is [-1, 1]³, unless the table says otherwise.

@@ -37,7 +37,7 @@ def open_display(
     if quiet:
         return Silent()
     if why_plain(stream, os.environ):
-        return Plain(stream)
+        return Plain(stream, stopping=stopping)
     from .screen import Screen
 
     return Screen(stream, title, phases, stopping, control)

@@ -11,15 +11,21 @@ EVERY = 10.0  # seconds between two lines of one phase
 
 
 class Plain:
-    """A hook that writes lines as they are due."""
+    """A hook that writes lines as they are due; `stopping` says whether the user has asked to finish early."""
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._clock = stream, clock
+    def __init__(
+        self, stream: TextIO, clock: Callable[[], float] = time.monotonic, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._stream, self._clock, self._stopping = stream, clock, stopping
+        self._heard = False
         self._phase, self._due = "", 0.0
         self._scenes: dict[str, tuple[str, float]] = {}  # of many: the state last told, and when the next line is due
 
     def __call__(self, event: Event) -> None:
         now = self._clock()
+        if isinstance(event, MeshProgress) and self._stopping() and not self._heard:
+            self._heard = True
+            self._line(self._phase, "is being made whole; Ctrl-C again stops at once and keeps the last checkpoint")
         match event:
             case PhaseStarted(name, detail):
                 self._phase, self._due = name, now + EVERY

@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from rich.style import Style
 from rich.text import Text
 
 from ..hooks import Control, Event, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, SceneState, TrainState
-from .keys import Keys, can_read, silent, watched
+from .keys import Keys, Silence, can_read, watched
 from .many import head_lines, scene_lines
 from .pictures import Curve, Picture, half_blocks, sparkline
 from .plain import duration, quantity
@@ -137,10 +138,11 @@ class Screen:
         self._cells = Cells()
         self._stream = stream
         self._console = Console(file=stream, force_terminal=True, highlight=False)
-        self._live = Live(
+        live = Live(
             console=self._console, screen=True, refresh_per_second=FRAMES_PER_SECOND, get_renderable=lambda: self,
             redirect_stdout=False, redirect_stderr=False,
         )
+        self._stage = Stage(stream, live)
         self._undo = contextlib.ExitStack()
 
     def __call__(self, event: Event) -> None:
@@ -161,11 +163,9 @@ class Screen:
             self._undo.enter_context(contextlib.redirect_stderr(strays))
         if sys.stdout.isatty():
             self._undo.enter_context(contextlib.redirect_stdout(strays))
-        terminal = self._undo.enter_context(contextlib.ExitStack())
-        terminal.enter_context(silent())
-        self._undo.enter_context(watched(self.board.keys, lambda: self.board.trains))
-        self._undo.enter_context(_on_suspend(self._live, terminal))
-        self._live.start(refresh=True)
+        self._undo.enter_context(_on_suspend(self._stage))
+        self._stage.take()
+        self._undo.enter_context(watched(self.board.keys, lambda: self.board.trains, self._stage.look))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -176,8 +176,62 @@ class Screen:
 
     def _close(self) -> None:
         atexit.unregister(self._close)
-        self._live.stop()
+        self._stage.leave()
         self._undo.close()
+
+
+class Stage:
+    """The terminal as long as it is ours: its mode, and the picture on it. Both are given back while the job is stopped or behind another,
+    where it goes on unseen, and taken again when it comes to the front, of which the shell says nothing. From any thread."""
+
+    def __init__(self, stream: TextIO, live: Live) -> None:
+        self._stream, self._live = stream, live
+        self._silence = Silence()
+        self._lock = threading.RLock()
+        self._wanted, self._left, self._up = False, False, False
+
+    def take(self) -> None:
+        """From now on the picture is wanted."""
+        with self._lock:
+            self._wanted = not self._left
+            self.look()
+
+    def give(self) -> None:
+        """For now it is not."""
+        with self._lock:
+            self._wanted = False
+            self._down()
+
+    def leave(self) -> None:
+        """Nor ever again."""
+        with self._lock:
+            self._left = True
+            self.give()
+
+    def look(self) -> None:
+        """Make it as it should be. To be called now and then, since other jobs come to the front, and set the mode that they like."""
+        with self._lock:
+            if self._wanted and _is_anothers(self._stream):
+                self._down()
+            elif self._wanted:
+                self._silence.begin()
+                if not self._up:
+                    self._up = True
+                    self._live.start(refresh=True)
+
+    def _down(self) -> None:
+        if self._up:
+            self._live.stop()
+            self._silence.end()
+            self._up = False
+
+
+def _is_anothers(stream: TextIO) -> bool:
+    """Whether the terminal is another job's at the moment."""
+    try:
+        return hasattr(os, "tcgetpgrp") and os.tcgetpgrp(stream.fileno()) != os.getpgrp()
+    except (OSError, ValueError):  # it is gone, or none
+        return False
 
 
 class Strays(io.TextIOBase):
@@ -344,29 +398,21 @@ def _cut(text: str, width: int) -> str:
 
 
 @contextlib.contextmanager
-def _on_suspend(live: Live, terminal: contextlib.ExitStack) -> Iterator[None]:
-    """Ctrl-Z gives the ordinary screen back, and the terminal's mode in `terminal`, until the job goes on, and so it is taken again after a
-    stop that nobody could prepare for (SIGSTOP): whose terminal it was meanwhile may have set it otherwise."""
+def _on_suspend(stage: Stage) -> Iterator[None]:
+    """Ctrl-Z gives the terminal back until the job goes on in front."""
     if not hasattr(signal, "SIGTSTP"):
         yield
         return
 
     def suspend(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)
-        live.stop()
-        terminal.close()
+        stage.give()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTSTP)
+        signal.raise_signal(signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, suspend)
-        signal.signal(signal.SIGCONT, go_on)
-        terminal.enter_context(silent())
-        live.start(refresh=True)
-
-    def go_on(_signal: int, _frame: FrameType | None) -> None:
-        terminal.enter_context(silent())  # `terminal` puts back what was first, last
+        stage.take()
 
     try:
-        before, before_going_on = signal.signal(signal.SIGTSTP, suspend), signal.signal(signal.SIGCONT, go_on)
+        before = signal.signal(signal.SIGTSTP, suspend)
     except ValueError:  # not the main thread: leave it alone
         yield
         return
@@ -374,4 +420,3 @@ def _on_suspend(live: Live, terminal: contextlib.ExitStack) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTSTP, before)
-        signal.signal(signal.SIGCONT, before_going_on)
