@@ -198,6 +198,48 @@ def test_features_lie_inside_masks(turntable, turned):
             assert len(x) > 300 and (np.asarray(Image.open(turntable.folder / "masks" / image.name))[y, x] > 127).all()
 
 
+def test_what_is_to_be_ignored_gives_no_features(turntable, turned, tmp_path):
+    """The wall marked in white is as good as masks of the thing: the same cameras to the bit. Training leaves it out, too."""
+    shutil.copytree(turntable.folder / "images", tmp_path / "in/images")
+    (tmp_path / "in/ignore").mkdir()
+    for view in turntable.true:
+        mask = Image.open(turntable.folder / "masks" / view.name)
+        mask.point(lambda level: 255 - level).save(tmp_path / "in/ignore" / f"{view.name}.png")
+    events = []
+    scene = find_poses(tmp_path / "in", tmp_path / "scene", hooks=[events.append]).scene
+    assert [e.text for e in events if isinstance(e, Note)] == ["7 of 7 photographs say what to ignore: no features are looked for there"]
+    for name in MODEL_FILES:
+        assert (scene / "sparse/0" / name).read_bytes() == (turned[0].scene / "sparse/0" / name).read_bytes()
+    for ignored, mask in zip(load_scene(scene).ignored, load_scene(turned[0].scene).masks, strict=True):
+        assert (ignored == (mask < 128)).all()
+    other = "holds a scene of other photographs or options"
+    with pytest.raises(UsageError, match=other):
+        find_poses(tmp_path / "in", tmp_path / "scene", ignored="none")
+    with pytest.raises(SceneError, match=r"scene\.ignore: want auto, none or a folder, found 'nowhere'"):
+        find_poses(tmp_path / "in", tmp_path / "scene", ignored="nowhere")
+
+
+def test_what_is_to_be_ignored_is_taken_out_of_masks(turntable, tmp_path):
+    import pycolmap
+
+    left = Image.new("L", (SIDE, SIDE))
+    left.paste(255, (0, 0, SIDE // 2, SIDE))
+    (tmp_path / "left").mkdir()
+    left.save(tmp_path / "left/3.png")
+    events = []
+    find_poses(turntable.folder, tmp_path / "scene", PosesConfig(least=0.4), ignored=str(tmp_path / "left"), hooks=[events.append])
+    assert "1 of 7 photographs say what to ignore: no features are looked for there" in [e.text for e in events if isinstance(e, Note)]
+    with pycolmap.Database.open(tmp_path / "scene/database.db") as db:
+        for image in db.read_all_images():
+            x, y = np.asarray(db.read_keypoints(image.image_id))[:, :2].astype(int).T
+            assert (np.asarray(Image.open(turntable.folder / "masks" / image.name))[y, x] > 127).all()
+            assert (x < SIDE // 2).any() == (image.name != "3.png")
+    for view in turntable.true:
+        Image.new("L", (SIDE, SIDE), 255).save(tmp_path / "left" / view.name)
+    with pytest.raises(SceneError, match="nothing is left of the photographs: white is to be ignored"):
+        find_poses(turntable.folder, tmp_path / "none", ignored=str(tmp_path / "left"))
+
+
 def test_masks_leave_with_the_scene_and_training_has_them(turntable, turned):
     scene = turned[0].scene
     assert {p.name for p in (scene / "sparse").iterdir()} == {"0"}
