@@ -319,6 +319,8 @@ def _notes(found: dict[str, Any], n: int) -> list[str]:
         names, more = ", ".join(found["left_out"][:5]), len(found["left_out"]) - 5
         rest = f" and {more} more" if more > 0 else ""
         notes.append(f"{len(found['placed'])} of {n} photographs found their place; not {names}{rest}")
+    if found["doubted"]:
+        notes.append(f"{found['doubted']} of {found['pairs']} pairs of photographs look alike and show different things: left out")
     if len(found["sizes"]) > 1:
         first, *others = found["sizes"]
         rest = " and ".join(str(size) for size in others)
