@@ -5,9 +5,9 @@ Pixels stay as they are stored: neither COLMAP nor our loaders turn a photograph
 
 import contextlib
 import os
-import re
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import SceneError
-from .formats.checks import SUFFIXES
+from .formats.checks import FOREIGN, HEIC, SUFFIXES, ignored_for, pictures_for, plain_name
 from .guard import picture
 
-HEIC = (".heic", ".heif")
-FOREIGN = (*HEIC, ".webp")  # to COLMAP: such photographs are converted
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 IMAGE_FOLDERS = ("images", "image", "rgb")
 MASK_FOLDERS = ("mask", "masks")
+IGNORE_FOLDERS = ("ignore",)
 WINDOW = 0.4  # seconds of a video from which one frame is taken
 FEWEST_FRAMES = 24  # of a short video
 CANDIDATES = 8  # frames of a window whose sharpness is measured
@@ -37,11 +36,13 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Footage:
-    """Photographs `names`, relative to the folder `root` and sorted, or a video `root` where there are none."""
+    """Photographs `names`, relative to the folder `root` and sorted, or a video `root` where there are none; folders of their masks and of
+    pictures that say what to ignore in them."""
 
     root: Path
     names: tuple[str, ...]
     masks: Path | None = None
+    ignored: Path | None = None
 
     @property
     def is_video(self) -> bool:
@@ -62,54 +63,43 @@ def find_footage(path: Path) -> Footage | None:
     for root in (path, *(path / name for name in IMAGE_FOLDERS)):
         names = _photographs(root, root.glob("*")) or (_photographs(root, root.rglob("*")) if root != path else ())
         if names:
-            return Footage(root, names, _masks_beside(root))
+            return Footage(root, names, _beside(root, MASK_FOLDERS), _beside(root, IGNORE_FOLDERS))
     names = _photographs(path, path.rglob("*"))
     if names:
-        return Footage(path, names, _masks_beside(path))
+        return Footage(path, names, _beside(path, MASK_FOLDERS), _beside(path, IGNORE_FOLDERS))
     videos = [file for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEOS and not file.name.startswith(".")]
     return Footage(videos[0], ()) if len(videos) == 1 else None
 
 
-def gather(footage: Footage, images: Path, masks: Path, most_frames: int, on_progress: Progress) -> None:
-    """Put photographs (or a video's sharpest frames) and masks into two folders, each whole or not at all.
+def gather(footage: Footage, out: Path, most_frames: int, on_progress: Progress) -> None:
+    """Put photographs (or a video's sharpest frames), their masks and what to ignore into out/images, masks and ignore, each folder whole
+    or not at all; images comes last.
 
     Files are hard links where that is possible, else copies. Those that COLMAP can't read are converted; blanks in names, which its lists
-    of pairs can't hold, become underscores.
+    of pairs can't hold, become underscores. Masks take the names of their photographs.
 
     Raises:
-        SceneError: a file that can't be read, or a library for it that is missing.
+        SceneError: a file that can't be read, or a library for it that is missing; masks that are named after several photographs, or
+            pictures of what to ignore after none.
     """
-    if footage.masks is not None and not masks.is_dir():
-        files = sorted(p for p in footage.masks.rglob("*") if p.suffix.lower() in SUFFIXES)
-        named: set[str] = set()
-        with _Folder(masks) as part:
-            for file in files:
-                _link(file, part / _unique(plain_name(file.relative_to(footage.masks).as_posix()), named))
-    if images.is_dir():
+    if (out / "images").is_dir():
         return
-    with _Folder(images) as part:
+    with _Folder(out / "images") as part:
         if footage.is_video:
             pick_frames(footage.root, part, most_frames, on_progress)
-            return
-        taken: set[str] = set()
-        for done, name in enumerate(footage.names):
-            on_progress(done / len(footage.names), name)
-            target = plain_name(name)
-            if (footage.root / name).suffix.lower() in FOREIGN:
-                _convert(footage.root / name, part, target, taken)
-            else:
-                _exif(footage.root / name)  # it can be read, or is named here
-                _link(footage.root / name, part / _unique(target, taken))
+            targets = {name: name for name in names_in(part)}
+        else:
+            targets = _take(footage, part, on_progress)
+        names = list(targets)
+        for kind, folder, find in (("masks", footage.masks, pictures_for), ("ignore", footage.ignored, ignored_for)):
+            if folder is not None and not (out / kind).is_dir():
+                with _Folder(out / kind) as beside:
+                    _link_as(list(targets.values()), find(folder, names), beside)
 
 
 def names_in(images: Path) -> list[str]:
     """Names of the photographs that `gather` left, sorted."""
     return sorted(file.relative_to(images).as_posix() for file in images.rglob("*") if file.suffix.lower() in SUFFIXES)
-
-
-def plain_name(name: str) -> str:
-    """A name that COLMAP's lists of pairs can hold."""
-    return re.sub(r"[\s#]+", "_", name)
 
 
 def up_in_picture(file: Path) -> tuple[int, int]:
@@ -181,14 +171,38 @@ def _photographs(root: Path, files: Any) -> tuple[str, ...]:
     found = [file.relative_to(root) for file in files if file.suffix.lower() in (*SUFFIXES, *HEIC) and file.is_file()]
     return tuple(sorted(
         name.as_posix() for name in found
-        if not any(part.startswith(".") for part in name.parts) and not set(name.parts[:-1]) & set(MASK_FOLDERS)
+        if not any(part.startswith(".") for part in name.parts) and not {*name.parts[:-1]} & {*MASK_FOLDERS, *IGNORE_FOLDERS}
     ))  # fmt: skip
 
 
-def _masks_beside(root: Path) -> Path | None:
-    """A folder of masks in the folder of photographs, or beside it where its name says that it belongs to a scene."""
+def _beside(root: Path, called: Sequence[str]) -> Path | None:
+    """A folder of such a name in the folder of photographs, or beside it where its name says that it belongs to a scene."""
     homes = [root, *([root.resolve().parent] if root.resolve().name in IMAGE_FOLDERS else [])]
-    return next((home / name for home in homes for name in MASK_FOLDERS if (home / name).is_dir()), None)
+    return next((home / name for home in homes for name in called if (home / name).is_dir()), None)
+
+
+def _take(footage: Footage, folder: Path, on_progress: Progress) -> dict[str, str]:
+    """Put the photographs into a folder; the name that each has there, by its own."""
+    targets: dict[str, str] = {}
+    taken: set[str] = set()
+    for done, name in enumerate(footage.names):
+        on_progress(done / len(footage.names), name)
+        if (footage.root / name).suffix.lower() in FOREIGN:
+            targets[name] = _convert(footage.root / name, folder, plain_name(name), taken)
+        else:
+            _exif(footage.root / name)  # it can be read, or is named here
+            targets[name] = _unique(plain_name(name), taken)
+            _link(footage.root / name, folder / targets[name])
+    return targets
+
+
+def _link_as(names: Sequence[str], files: Sequence[Path | None], folder: Path) -> None:
+    """Put files that belong to photographs `names` into a folder, under their stems, or whole names where several have one stem."""
+    stems = Counter(Path(name).with_suffix("").as_posix().casefold() for name in names)
+    for name, file in zip(names, files, strict=True):
+        if file is not None:
+            alone = stems[Path(name).with_suffix("").as_posix().casefold()] == 1
+            _link(file, folder / (Path(name).with_suffix(file.suffix) if alone else f"{name}{file.suffix}"))
 
 
 def _link(file: Path, target: Path) -> None:
@@ -199,8 +213,8 @@ def _link(file: Path, target: Path) -> None:
         shutil.copy2(file, target)
 
 
-def _convert(file: Path, folder: Path, name: str, taken: set[str]) -> None:
-    """A photograph as JPEG, or PNG where it has transparency; EXIF stays, so that focal length and orientation do."""
+def _convert(file: Path, folder: Path, name: str, taken: set[str]) -> str:
+    """A photograph as JPEG, or PNG where it has transparency; EXIF stays, so that focal length and orientation do. Returns its name."""
     if file.suffix.lower() in HEIC:
         try:
             import pillow_heif
@@ -213,11 +227,13 @@ def _convert(file: Path, folder: Path, name: str, taken: set[str]) -> None:
         exif.get_ifd(EXIF_IFD)  # or it would not be written
         keep: dict[str, Any] = {"exif": exif, "icc_profile": image.info.get("icc_profile")}
         photograph = image.convert("RGBA" if see_through else "RGB")
-    target = folder / _unique(Path(name).with_suffix(".png" if see_through else ".jpg").as_posix(), taken)
+    name = _unique(Path(name).with_suffix(".png" if see_through else ".jpg").as_posix(), taken)
+    target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     if not see_through:
         keep |= {"quality": 95, "subsampling": 0}
     photograph.save(target, **keep)
+    return name
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -87,7 +87,7 @@ def read_images(views: Sequence[View], with_masks: bool, alpha_masks: bool, matt
             coverage[span] = torch.from_numpy(mask.reshape(-1))
         file = views[i].ignore
         if left_out is not None and file is not None:
-            left_out[span] = torch.from_numpy(_read_bright(file, views[i], "set scene.ignore=none").reshape(-1) > 127)
+            left_out[span] = torch.from_numpy(read_ignored(file, views[i]).reshape(-1))
 
     with ThreadPoolExecutor(min(DECODERS, os.cpu_count() or 1)) as pool:
         list(pool.map(read, range(len(views))))
@@ -98,6 +98,11 @@ def read_images(views: Sequence[View], with_masks: bool, alpha_masks: bool, matt
 def read_coverage(view: View) -> np.ndarray:
     """A view's mask, (h, w) uint8, 255 is object: its file, where it has none its photograph's alpha channel."""
     return _read_photograph(view, matte=None)[1] if view.mask is None else _read_mask(view)
+
+
+def read_ignored(file: Path, view: View) -> np.ndarray:
+    """Where a picture says that pixels of a view are to be ignored, (h, w) bool."""
+    return _read_bright(file, view, "set scene.ignore=none") > 127
 
 
 def _read_photograph(view: View, matte: int | None) -> tuple[np.ndarray, np.ndarray]:

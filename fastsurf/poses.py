@@ -1,10 +1,11 @@
 """From bare photographs, or a video, to a scene with cameras: COLMAP in a process of its own (sfm.py), watched from here.
 
-A scene folder holds images/ (hard links where that is possible), masks/ where there were any, database.db (COLMAP's features and matches),
-poses.json (what was asked for, and what came of it), colmap.log, and, at the very end, sparse/0: only then is it a scene. Its frame is
-COLMAP's own, of arbitrary scale, turned so that the cameras' mean up direction is +z.
+A scene folder holds images/ (hard links where that is possible), masks/ and ignore/ where there were any, database.db (COLMAP's features
+and matches), poses.json (what was asked for, and what came of it), colmap.log, and, at the very end, sparse/0: only then is it a scene. Its
+frame is COLMAP's own, of arbitrary scale, turned so that the cameras' mean up direction is +z.
 
-Where photographs have masks, features are looked for inside them alone: what is outside may stand still while the thing turns.
+Where photographs have masks, features are looked for inside them alone: what is outside may stand still while the thing turns. What is
+marked as to be ignored, passers-by for instance, gives none either.
 """
 
 import dataclasses
@@ -26,12 +27,12 @@ from .errors import BackendError, SceneError, UsageError
 from .files import write_whole
 from .footage import Footage, find_footage, gather, names_in
 from .formats import sniff
-from .formats.checks import find_masks, image_size, mask_folder
+from .formats.checks import find_ignored, find_masks, ignore_folder, image_size, mask_folder
 from .guard import read_json
 from .hooks import Hook, MeshProgress, Note, Phases, Saved, announce
 
 RECORD, MODEL, PART = "poses.json", "sparse", ".sparse.part"
-MADE = ("images", "masks", "database.db", "database.db-shm", "database.db-wal", "pairs.txt", "colmap.log", MODEL, PART, RECORD)
+MADE = ("images", "masks", "ignore", "database.db", "database.db-shm", "database.db-wal", "pairs.txt", "colmap.log", MODEL, PART, RECORD)
 LEAST_PYCOLMAP = (4, 2)
 STAGES = ("features", "matching", "mapping")
 FEW_FEATURES = 300  # of a photograph: blurred, or of plain surfaces
@@ -68,7 +69,7 @@ class Poses:
 
 def find_poses(
     source: str | Path, out: str | Path, config: PosesConfig | None = None, *, seed: int = 0, threads: int = 0, force: bool = False,
-    invert_masks: bool = False, hooks: Sequence[Hook] = (),
+    invert_masks: bool = False, ignored: str = "auto", hooks: Sequence[Hook] = (),
 ) -> Poses:  # fmt: skip
     """Make a COLMAP scene of photographs or a video. Interrupted, the same call goes on where it was; once finished, it returns at once.
 
@@ -78,6 +79,7 @@ def find_poses(
         threads: 0 takes all.
         force: replace what an earlier call with another source or other options left in `out`.
         invert_masks: what is dark in masks is the object.
+        ignored: where pictures are that show in white what to ignore: auto (ignore/NAME.png beside the photographs), none or a folder.
 
     Raises:
         UsageError: `out` holds something else. ConfigError: see config.check.
@@ -93,6 +95,8 @@ def find_poses(
         raise SceneError(f"{source}: found {len(footage.names)} photographs; cameras can be found for three or more, of one thing")
     if config.masks not in ("auto", "ignore"):
         footage = dataclasses.replace(footage, masks=mask_folder(source, config.masks))
+    if ignored != "auto":
+        footage = dataclasses.replace(footage, ignored=None if ignored == "none" else ignore_folder(source, ignored))
     asked = _asked(footage, config, seed, invert_masks)
     record = _claim(out, asked, force)
     if (out / MODEL).is_dir():
@@ -100,18 +104,18 @@ def find_poses(
     _want_pycolmap()
     phases = Phases(events)
     with phases("read") as phase:
-        gather(footage, out / "images", out / "masks", config.frames, lambda done, what: events(MeshProgress(done, what)))
+        gather(footage, out, config.frames, lambda done, what: events(MeshProgress(done, what)))
         names = names_in(out / "images")
         phase.detail = f"{len(names)} {'frames of a video' if footage.is_video else 'photographs'}"
         shutil.rmtree(out / PART, ignore_errors=True)
         (out / PART).mkdir()
         where = config.masks if config.masks in ("auto", "ignore") else str(out / "masks")
-        share = _write_masks(out, names, where, invert_masks, events)
-    if share is not None:
+        share, masked = _write_masks(out, names, where, invert_masks, events)
+    if masked:
         events(Note("features are looked for inside the masks alone (--masks ignore: everywhere, if the surroundings stood still too)"))
     found = _place(out, asked, share, threads or os.cpu_count() or 1, phases)
     found["left_out"] = sorted(set(names) - set(found["placed"]))
-    _judge(found, len(names), config, out, share is not None)
+    _judge(found, len(names), config, out, masked)
     for note in _notes(found, len(names)):
         events(Note(note))
     for folder in (".models", ".masks"):
@@ -122,7 +126,7 @@ def find_poses(
     return _poses(out, found, phases.seconds)
 
 
-def _write_masks(out: Path, names: Sequence[str], where: str, invert: bool, events: Hook) -> float | None:
+def _write_masks(out: Path, names: Sequence[str], where: str, invert: bool, events: Hook) -> tuple[float | None, bool]:
     """Where COLMAP is to look for features, as it wants it: out/PART/.masks/NAME.png of each photograph's size, else 0.
 
     Args:
@@ -130,10 +134,10 @@ def _write_masks(out: Path, names: Sequence[str], where: str, invert: bool, even
         invert: what is dark in them is the object.
 
     Returns:
-        the share of the photographs that is object; None without masks.
+        the share of the photographs where features are looked for, None: all; and whether there are masks of an object.
 
     Raises:
-        SceneError: unreadable masks, or such as can't be of one object.
+        SceneError: unreadable masks, such as can't be of one object, or all to be ignored.
     """
     from PIL import Image
 
@@ -144,30 +148,40 @@ def _write_masks(out: Path, names: Sequence[str], where: str, invert: bool, even
         for name, (w, h) in zip(names, sizes, strict=True)
     ]
     views, alpha, _ = find_masks(out, views, where, in_order=False)
-    if not alpha and views[0].mask is None:
-        return None
-    from .images import read_coverage  # with torch, which takes a second to load
+    views, masked = find_ignored(out, views, "auto"), alpha or views[0].mask is not None
+    saying = sum(view.ignore is not None for view in views)
+    if not masked and not saying:
+        return None, False
+    from .images import read_coverage, read_ignored  # with torch, which takes a second to load
     from .scene import check_masks
 
-    small = []
+    small, shares = [], []
     for done, view in enumerate(views):
         events(MeshProgress(done / len(views), f"mask of {view.name}"))
-        mask = read_coverage(view)
-        inside = (mask > 127) != invert
+        w, h = view.camera.width, view.camera.height
+        inside = (read_coverage(view) > 127) != invert if masked else np.ones((h, w), bool)
+        step = max(1, max(h, w) // GLANCE)
+        small.append(np.where(inside[::step, ::step], 255, 0).astype(np.uint8))
+        if view.ignore is not None:
+            inside = inside & ~read_ignored(view.ignore, view)
+        shares.append(inside[::step, ::step].mean())
         file = out / PART / ".masks" / f"{view.name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).save(file, compress_level=1)
-        step = max(1, max(mask.shape) // GLANCE)
-        small.append(np.where(inside[::step, ::step], 255, 0).astype(np.uint8))
-    check_masks(small, names, "an image editor (reconstruct: --set scene.invert_masks=true)")
-    return float(np.mean([(mask > 0).mean() for mask in small]))
+    if masked:
+        check_masks(small, names, "an image editor (reconstruct: --set scene.invert_masks=true)")
+    if not any(shares):
+        raise SceneError(f"{out / 'ignore'}: nothing is left of the photographs: white is to be ignored, black is kept")
+    if saying:
+        events(Note(f"{saying} of {len(views)} photographs say what to ignore: no features are looked for there"))
+    return float(np.mean(shares)), masked
 
 
 def _place(out: Path, asked: dict[str, Any], share: float | None, threads: int, phases: Phases) -> dict[str, Any]:
     """Run COLMAP; the model is left in out/PART/0, and what it said about it returned.
 
     Args:
-        share: of the photographs, that masks leave.
+        share: of the photographs, where features are looked for; None: all.
     """
     job = {"scene": str(out.resolve()), "model": str(out.resolve() / PART / "0"), "threads": threads}
     phases.events(Saved("database", out / "database.db"))
@@ -197,9 +211,10 @@ def is_bare(path: Path) -> bool:
 def _asked(footage: Footage, config: PosesConfig, seed: int, invert_masks: bool) -> dict[str, Any]:
     """What a scene is made of and how: where two agree in this, their scenes do."""
     stats = [(name, (footage.root / name).stat()) for name in footage.names or ("",)]
-    if footage.masks is not None:
-        files = sorted(file for file in footage.masks.rglob("*") if file.is_file())
-        stats += [(f"mask {file.relative_to(footage.masks).as_posix()}", file.stat()) for file in files]
+    for kind, folder in (("mask", footage.masks), ("ignore", footage.ignored)):
+        if folder is not None:
+            files = sorted(file for file in folder.rglob("*") if file.is_file())
+            stats += [(f"{kind} {file.relative_to(folder).as_posix()}", file.stat()) for file in files]
     options = dataclasses.asdict(config)
     del options["least"]  # judges the outcome
     options |= {"masks": config.masks != "ignore", "invert_masks": invert_masks}
@@ -304,6 +319,8 @@ def _notes(found: dict[str, Any], n: int) -> list[str]:
         names, more = ", ".join(found["left_out"][:5]), len(found["left_out"]) - 5
         rest = f" and {more} more" if more > 0 else ""
         notes.append(f"{len(found['placed'])} of {n} photographs found their place; not {names}{rest}")
+    if found["doubted"]:
+        notes.append(f"{found['doubted']} of {found['pairs']} pairs of photographs look alike and show different things: left out")
     if len(found["sizes"]) > 1:
         first, *others = found["sizes"]
         rest = " and ".join(str(size) for size in others)

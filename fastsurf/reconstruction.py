@@ -191,7 +191,7 @@ def _reconstruct(
             masks = config.scene.masks if config.poses.masks == "auto" else config.poses.masks
             placed = find_poses(
                 source, run / POSES, replace(config.poses, masks=masks), seed=config.train.seed, threads=config.threads,
-                force=not go_on, invert_masks=config.scene.invert_masks, hooks=[within(events)],
+                force=not go_on, invert_masks=config.scene.invert_masks, ignored=config.scene.ignore, hooks=[within(events)],
             )  # fmt: skip
             phase.detail = f"{len(placed.placed)} of {len(placed.placed) + len(placed.left_out)} photographs placed"
         source = placed.scene

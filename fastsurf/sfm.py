@@ -16,6 +16,8 @@ says nothing in between, and its database must not be read while it writes.
 import contextlib
 import json
 import os
+import shutil
+import sqlite3
 import sys
 import threading
 import time
@@ -28,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import pycolmap
 
+from .epipolar import Pair, fit
 from .footage import lens, names_in, up_in_picture
 from .formats.colmap import LEAST_TRACK, MOST_ERROR
 
@@ -42,8 +45,11 @@ OVERLAP, ALIKE_IN_SEQUENCE = 10, 5  # of pictures in sequence; those that look a
 WORDS, SAMPLE = 32, 20_000  # of the vocabulary that likeness is measured by, and descriptors that it is made from
 SMALL = 640  # pixels up to which photographs are doubled for SIFT; larger ones gave twice the features so, and poses no better (fox)
 DISTORTED = 20  # photographs that a camera needs for four distortion parameters; one where it has fewer
+WORTH = 0.98  # of the reprojection error before: as far as four must lower it; a narrow thing in the middle has nothing to find them by
 FITTING = 15  # matches that agree with one motion, for a pair to count
 SMALLEST_MODEL, MOST_MODELS = 3, 5
+NEAR = 4.0  # pixels from its epipolar lines, up to which a match agrees with a model; as COLMAP has it for pairs
+UNITED = 0.8  # share of the matches that agree with a sound model: .95 fox, .99 DTU; .53 and .62 of a pot with a pattern that repeats
 CENTRED = 40  # photographs below which a camera's principal point stays in the middle: from 23 (chessman) it came out 75 pixels off
 FURTHEST = 0.03  # of the larger side, that a principal point may move
 
@@ -83,7 +89,7 @@ def _features(job: dict[str, Any], images: Path, database: Path, names: list[str
     if fresh:
         for group in camera_groups(images, names, job["cameras"]):
             reader = pycolmap.ImageReaderOptions()
-            reader.camera_model = "OPENCV" if len(group) >= DISTORTED else "SIMPLE_RADIAL"
+            reader.camera_model = "SIMPLE_RADIAL"  # four parameters, free from the first pair on, go astray: 3 of DTU's 49 were placed
             pycolmap.import_images(database, images, pycolmap.CameraMode.SINGLE, group, reader)
     with pycolmap.Database.open(database) as db:
         ids = {image.name: image.image_id for image in db.read_all_images()}
@@ -142,37 +148,24 @@ def _matches(job: dict[str, Any], scene: Path, database: Path, wanted: list[tupl
 
 
 def _map(job: dict[str, Any], scene: Path, names: list[str], say: Say, token: Any) -> dict[str, Any]:
-    """The largest model, turned upright and written; what is said about it."""
-    options = pycolmap.IncrementalPipelineOptions()
-    options.num_threads = 1  # with more, sums come in any order: another model each time, and mapping hardly faster
-    options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = job["seed"]
-    options.min_model_size, options.max_num_models = SMALLEST_MODEL, MOST_MODELS
-    placed = 0
+    """The largest model, turned upright and written; what is said about it.
 
-    def first() -> None:
-        nonlocal placed
-        placed = 2
-        tell()
-
-    def another() -> None:
-        nonlocal placed
-        placed = min(placed + 1, len(names))
-        tell()
-
-    def tell() -> None:
-        say({"done": placed, "of": len(names)})
-
+    Where many matches contradict it, things that look alike were taken for one: then it is made again without the pairs that do.
+    """
     work = Path(job["model"]).with_name(".models")
     work.mkdir(exist_ok=True)
-    models = pycolmap.incremental_mapping(
-        scene / "database.db", scene / "images", work, options,
-        initial_image_pair_callback=first, next_image_callback=another, cancellation_token=token,
-    )  # fmt: skip
-    ranked = sorted(models.values(), key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
+    ranked, doubted = _models(scene / "database.db", scene / "images", work / "first", job["seed"], names, say, token), 0
+    if ranked:
+        share, against = _contradictions(ranked[0], scene / "database.db")
+        if share < UNITED:
+            _copy_without(scene / "database.db", work / "database.db", against)
+            again = _models(work / "database.db", scene / "images", work / "second", job["seed"], names, say, token)
+            if again and again[0].num_reg_images() >= ranked[0].num_reg_images():
+                ranked, doubted = again, len(against)
     if not ranked:
         say({"finished": "mapping", "detail": "nothing found its place"})
-        return {"placed": [], "sizes": []}
-    model = _with_principal_points(ranked[0], token)
+        return {"placed": [], "sizes": [], "doubted": 0}
+    model = _with_principal_points(_with_distortion(ranked[0], token), token)
     images = [model.images[i] for i in sorted(model.reg_image_ids())]
     poses = np.stack([image.cam_from_world().inverse().matrix() for image in images])  # camera to world, (n, 3, 4)
     ups = np.array([(*up_in_picture(scene / "images" / image.name), 0) for image in images], np.float64)
@@ -193,7 +186,73 @@ def _map(job: dict[str, Any], scene: Path, names: list[str], say: Say, token: An
             for _, c in sorted(model.cameras.items())
         ],
         "turn": None if turn is None else turn.tolist(),
+        "doubted": doubted,
     }  # fmt: skip
+
+
+def _models(database: Path, images: Path, work: Path, seed: int, names: list[str], say: Say, token: Any) -> list[Any]:
+    """What COLMAP makes of the matched pairs, the largest model first.
+
+    Args:
+        work: a folder for it, made here.
+    """
+    options = pycolmap.IncrementalPipelineOptions()
+    options.num_threads = 1  # with more, sums come in any order: another model each time, and mapping hardly faster
+    options.random_seed = options.mapper.random_seed = options.triangulation.random_seed = seed
+    options.min_model_size, options.max_num_models = SMALLEST_MODEL, MOST_MODELS
+    placed = 0
+
+    def first() -> None:
+        nonlocal placed
+        placed = 2
+        tell()
+
+    def another() -> None:
+        nonlocal placed
+        placed = min(placed + 1, len(names))
+        tell()
+
+    def tell() -> None:
+        say({"done": placed, "of": len(names)})
+
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    models = pycolmap.incremental_mapping(
+        database, images, work, options, initial_image_pair_callback=first, next_image_callback=another, cancellation_token=token,
+    )  # fmt: skip
+    return sorted(models.values(), key=lambda model: (-model.num_reg_images(), -model.num_points3D()))
+
+
+def _contradictions(model: Any, database: Path) -> tuple[float, list[tuple[int, int]]]:
+    """The share of all matches between placed photographs that agree with their poses, and the pairs, by ids, most of whose don't."""
+    placed = set(model.reg_image_ids())
+    poses = {i: model.images[i].cam_from_world().inverse().matrix() for i in placed}
+    agreeing, matches, against = 0.0, 0, []
+    with pycolmap.Database.open(database) as db:
+        places = {i: np.asarray(db.read_keypoints(i), np.float64)[:, :2] for i in placed}
+        for number, n in zip(*db.read_two_view_geometry_num_inliers(), strict=True):
+            i, j = pycolmap.pair_id_to_image_pair(number)
+            if n < FITTING or i not in placed or j not in placed:
+                continue
+            chosen = np.asarray(db.read_two_view_geometry(i, j).inlier_matches, int).reshape(-1, 2)
+            ends = ((model.images[i].camera, places[i][chosen[:, 0]]), (model.images[j].camera, places[j][chosen[:, 1]]))
+            a, b = (np.asarray(camera.cam_from_img(at)).reshape(-1, 2) for camera, at in ends)
+            pixel = 1 / model.images[i].camera.mean_focal_length()
+            share = fit([Pair(0, 1, a, b, pixel, NEAR)], np.stack([poses[i], poses[j]])).share
+            agreeing, matches = agreeing + share * n, matches + n
+            if share < 0.5:
+                against.append((i, j))
+    return agreeing / max(matches, 1), against
+
+
+def _copy_without(database: Path, copy: Path, pairs: Iterable[tuple[int, int]]) -> None:
+    """A database once more, but for the matches of some pairs."""
+    copy.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(database)) as one, contextlib.closing(sqlite3.connect(copy)) as other:
+        one.backup(other)
+    with pycolmap.Database.open(copy) as db:
+        for i, j in pairs:
+            db.delete_two_view_geometry(i, j)
 
 
 def _enter_known(known: list[dict[str, Any]], images: Path, database: Path) -> None:
@@ -233,6 +292,28 @@ def _triangulate(job: dict[str, Any], scene: Path) -> int:
     return len(trusted)
 
 
+def _with_distortion(model: Any, token: Any) -> Any:
+    """The model with four distortion parameters, found by bundle adjustment, for cameras of many photographs, if they explain them better
+    than the one that the model was made with."""
+    shared = Counter(model.images[i].camera_id for i in model.reg_image_ids())
+    free = pycolmap.Reconstruction(model)
+    for i in (i for i, n in shared.items() if n >= DISTORTED and model.cameras[i].model.name == "SIMPLE_RADIAL"):
+        f, cx, cy, k = model.cameras[i].params
+        free.cameras[i].model, free.cameras[i].params = pycolmap.CameraModelId.OPENCV, [f, f, cx, cy, k, 0.0, 0.0, 0.0]
+    if all(camera.model == model.cameras[i].model for i, camera in free.cameras.items()):
+        return model
+    _adjust(free, pycolmap.BundleAdjustmentOptions(), token)
+    model.update_point_3d_errors()
+    return free if free.compute_mean_reprojection_error() < WORTH * model.compute_mean_reprojection_error() else model
+
+
+def _adjust(model: Any, options: Any, token: Any) -> None:
+    """Bundle adjustment of a whole model, the same each time."""
+    options.print_summary, options.ceres.solver_options.num_threads = False, 1
+    pycolmap.bundle_adjustment(model, options, cancellation_token=token)
+    model.update_point_3d_errors()
+
+
 def _with_principal_points(model: Any, token: Any) -> Any:
     """The model with its cameras' principal points found by bundle adjustment, where that is safe; COLMAP leaves them in the middle."""
     shared = Counter(model.images[i].camera_id for i in model.reg_image_ids())
@@ -240,15 +321,13 @@ def _with_principal_points(model: Any, token: Any) -> Any:
         return model
     free = pycolmap.Reconstruction(model)
     options = pycolmap.BundleAdjustmentOptions()
-    options.refine_principal_point, options.print_summary = True, False
-    options.ceres.solver_options.num_threads = 1
-    pycolmap.bundle_adjustment(free, options, cancellation_token=token)
+    options.refine_principal_point = True
+    _adjust(free, options, token)
     for i in shared:
         before, after = model.cameras[i], free.cameras[i]
         moved = max(abs(before.principal_point_x - after.principal_point_x), abs(before.principal_point_y - after.principal_point_y))
         if moved > FURTHEST * max(before.width, before.height):
             return model
-    free.update_point_3d_errors()
     return free
 
 

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from fastsurf.errors import SceneError
-from fastsurf.footage import ORIENTATION, find_footage, gather, lens, names_in, pick_frames, plain_name, sharpness, up_in_picture
+from fastsurf.footage import ORIENTATION, find_footage, gather, lens, names_in, pick_frames, sharpness, up_in_picture
+from fastsurf.formats.checks import plain_name
 
 SILENT = lambda done, what: None  # noqa: E731
 LEAKS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio-ffmpeg leaves pipes to the collector
@@ -30,7 +31,7 @@ def exif(**tags):
 
 
 def gathered(folder, out):
-    gather(find_footage(folder), out / "images", out / "masks", 10, SILENT)
+    gather(find_footage(folder), out, 10, SILENT)
     return names_in(out / "images")
 
 
@@ -39,12 +40,14 @@ def test_photographs_are_found_in_the_folder_else_in_its_images_else_below(tmp_p
     picture(tmp_path / "left/b.JPG")
     picture(tmp_path / "right/a.png")
     picture(tmp_path / "masks/a.png")
+    picture(tmp_path / "ignore/a.png")
     picture(tmp_path / ".trash/z.png")
     assert find_footage(tmp_path).names == ("left/b.JPG", "right/a.png")
     picture(tmp_path / "images/c.jpg")
     found = find_footage(tmp_path)
-    assert (found.root, found.names, found.masks) == (tmp_path / "images", ("c.jpg",), tmp_path / "masks")
-    assert find_footage(tmp_path / "images").masks == tmp_path / "masks"
+    assert (found.root, found.names) == (tmp_path / "images", ("c.jpg",))
+    assert (found.masks, found.ignored) == (tmp_path / "masks", tmp_path / "ignore")
+    assert find_footage(tmp_path / "images") == found
     picture(tmp_path / "d.jpg")
     assert find_footage(tmp_path).names == ("d.jpg",) and not find_footage(tmp_path).is_video
 
@@ -81,6 +84,38 @@ def test_photographs_are_linked_and_survive_their_first_names(tmp_path):
     assert (tmp_path / "out/masks/my_photo_1.png").read_bytes() == cut
 
 
+def test_masks_take_the_names_of_their_photographs(tmp_path):
+    """Those of converted ones too, and where two have one stem; what belongs to none stays behind."""
+    named = {"l/a.jpg": "l/a.jpg.png", "l/a.webp": "l/a.webp.PNG", "l/b.png": "l/b.png.png", "l/b.jpg": "l/b.jpg.png",
+             "l/c.jpg": "l/c.jpg.png", "r/D e.WEBP": "r/D e.webp.png", "r/f.webp": "r/f.png"}  # fmt: skip
+    wanted = ["l/a.png", "l/a_2.PNG", "l/b.jpg.png", "l/b.png.png", "l/c.png", "r/D_e.png", "r/f.png"]
+    for k, (photograph, mask) in enumerate(named.items()):
+        picture(tmp_path / "in" / photograph, seed=k)
+        picture(tmp_path / "in/masks" / mask, mode="L", seed=k)
+    for name in ("l/a.jpg.png", "r/f.webp.png"):
+        picture(tmp_path / "in/ignore" / name, mode="L", seed=9)
+    picture(tmp_path / "in/masks/z.png", mode="L")
+    assert gathered(tmp_path / "in", tmp_path / "out") == ["l/a.jpg", "l/a_2.jpg", "l/b.jpg", "l/b.png", "l/c.jpg", "r/D_e.jpg", "r/f.jpg"]
+    assert names_in(tmp_path / "out/masks") == sorted(wanted)
+    assert names_in(tmp_path / "out/ignore") == ["l/a.png", "r/f.png"]
+    of = dict(zip(wanted, ("l/a.jpg", "l/a.webp", "l/b.jpg", "l/b.png", "l/c.jpg", "r/D e.WEBP", "r/f.webp"), strict=True))
+    for mask, photograph in of.items():
+        assert (tmp_path / "out/masks" / mask).samefile(tmp_path / "in/masks" / named[photograph])
+
+
+def test_masks_that_may_belong_to_several_photographs_or_to_none_are_refused(tmp_path):
+    for name in ("a.jpg", "a.webp"):
+        picture(tmp_path / "in" / name)
+    picture(tmp_path / "in/masks/a.png", mode="L")
+    with pytest.raises(SceneError, match=r"a\.png would be the mask of 2 photographs"):
+        gathered(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in/masks").rename(tmp_path / "in/ignore")
+    (tmp_path / "in/ignore/a.png").rename(tmp_path / "in/ignore/b.png")
+    with pytest.raises(SceneError, match=r"ignore: none of its 1 pictures is named as a photograph, such as a\.png"):
+        gathered(tmp_path / "in", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_links_to_photographs_become_files(tmp_path):
     file = picture(tmp_path / "far/a.png")
     (tmp_path / "in").mkdir()
@@ -114,7 +149,8 @@ def test_heic_is_converted_as_its_own_decoder_turns_it(tmp_path):
     gray[:32] = 255  # bright above
     (tmp_path / "in").mkdir()
     Image.fromarray(gray).save(tmp_path / "in/IMG 1.HEIC", quality=90, exif=exif(orientation=6))  # which counts for nothing in HEIC
-    assert gathered(tmp_path / "in", tmp_path / "out") == ["IMG_1.jpg"]
+    picture(tmp_path / "in/masks/IMG 1.heic.png", mode="L")
+    assert gathered(tmp_path / "in", tmp_path / "out") == ["IMG_1.jpg"] and names_in(tmp_path / "out/masks") == ["IMG_1.png"]
     made = tmp_path / "out/images/IMG_1.jpg"
     with Image.open(made) as image:
         pixels = np.asarray(image.convert("L"), float)

@@ -371,6 +371,13 @@ def test_masks_of_a_chosen_folder(tmp_path):
         load(tmp_path, masks="yours")
 
 
+@pytest.mark.parametrize("name", ["{}.heic", "{}.HEIC", "{}.webp", "{}.jpg"])
+def test_masks_may_be_named_as_photographs_were_before_they_were_converted(tmp_path, name):
+    rings.transforms(tmp_path, images=[f"images/{i}_a.jpg" for i in range(5)])
+    rings.write_images(tmp_path, [f"cut/{name.format(f'{i} a')}.png" for i in range(5)], mode="L")
+    assert [view.mask.name for view in load(tmp_path, masks="cut").views] == [f"{name.format(f'{i} a')}.png" for i in range(5)]
+
+
 def test_a_mask_for_two_photographs_is_refused(tmp_path):
     images = [f"{side}/{i}.png" for side in ("left", "right") for i in range(3)]
     rings.transforms(tmp_path, n=6, images=images)

@@ -28,7 +28,7 @@ from fastsurf.formats import load
 from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Saved
 from fastsurf.poses import find_poses, is_bare
 from fastsurf.scene import load_scene
-from fastsurf.sfm import camera_groups, likeness, pairs_of, upright
+from fastsurf.sfm import _adjust, _with_distortion, camera_groups, likeness, pairs_of, upright
 
 SIDE = 300  # pixels of the turntable's photographs
 MODEL_FILES = ("cameras.bin", "images.bin", "points3D.bin")
@@ -151,13 +151,13 @@ def test_masks_come_along(made, walk, tmp_path):
 class Turntable:
     """Photographs of the demo's solid that turns before a wall that stands still, and masks of it."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, n=7, step=10.0):
         self.folder, self.true = folder, []
         wall = Image.fromarray(corner.wallpaper(20)).resize((SIDE, SIDE))
         for sub in ("images", "masks"):
             (folder / sub).mkdir(parents=True)
-        for k in range(7):
-            turn, focal = np.radians(10.0 * k), 0.5 * SIDE / np.tan(0.5 * FIELD_OF_VIEW)
+        for k in range(n):
+            turn, focal = np.radians(step * k), 0.5 * SIDE / np.tan(0.5 * FIELD_OF_VIEW)
             c2w = looking_at(CENTER + DISTANCE * np.array([0.9 * np.cos(turn), 0.9 * np.sin(turn), 0.43]), CENTER)
             seen = Image.fromarray(photograph(c2w, focal, SIDE))
             self.true.append(View(f"{k}.png", folder / f"images/{k}.png", None, Camera("PINHOLE", SIDE, SIDE, (1.0, 1.0, 0.0, 0.0)), c2w))
@@ -189,6 +189,23 @@ def test_a_turntable_before_a_wall_needs_masks(turntable, turned, tmp_path):
         find_poses(turntable.folder, tmp_path / "scene", PosesConfig(masks="ignore", features=400))
 
 
+def test_a_whole_turn_of_a_pattern_that_repeats(tmp_path):
+    """Every eighth of a turn looks alike: three quarters of the pairs are wrong ones, and the first model is; the second knows them."""
+    table, events = Turntable(tmp_path / "in", 24, 15.0), []
+    found = find_poses(table.folder, tmp_path / "scene", hooks=[events.append])
+    off, angles = against(load(found.scene).views, table.true)
+    assert len(found.placed) == 24 and off.max() < 0.02 and angles.max() < 2
+    assert [camera["model"] for camera in found.cameras] == ["SIMPLE_RADIAL"]  # a narrow thing in the middle says little about the lens
+    (note,) = [e.text for e in events if isinstance(e, Note) and "look alike" in e.text]
+    left_out, pairs = map(int, re.findall(r"\d+", note))
+    assert pairs == found.pairs == 276 and 140 < left_out < 240
+    import pycolmap
+
+    with pycolmap.Database.open(tmp_path / "scene/database.db") as db:
+        assert sum(n >= 15 for n in db.read_two_view_geometry_num_inliers()[1]) == 276
+    assert {p.name for p in (tmp_path / "scene/sparse").iterdir()} == {"0"}
+
+
 def test_features_lie_inside_masks(turntable, turned):
     import pycolmap
 
@@ -196,6 +213,48 @@ def test_features_lie_inside_masks(turntable, turned):
         for image in db.read_all_images():
             x, y = np.asarray(db.read_keypoints(image.image_id))[:, :2].astype(int).T
             assert len(x) > 300 and (np.asarray(Image.open(turntable.folder / "masks" / image.name))[y, x] > 127).all()
+
+
+def test_what_is_to_be_ignored_gives_no_features(turntable, turned, tmp_path):
+    """The wall marked in white is as good as masks of the thing: the same cameras to the bit. Training leaves it out, too."""
+    shutil.copytree(turntable.folder / "images", tmp_path / "in/images")
+    (tmp_path / "in/ignore").mkdir()
+    for view in turntable.true:
+        mask = Image.open(turntable.folder / "masks" / view.name)
+        mask.point(lambda level: 255 - level).save(tmp_path / "in/ignore" / f"{view.name}.png")
+    events = []
+    scene = find_poses(tmp_path / "in", tmp_path / "scene", hooks=[events.append]).scene
+    assert [e.text for e in events if isinstance(e, Note)] == ["7 of 7 photographs say what to ignore: no features are looked for there"]
+    for name in MODEL_FILES:
+        assert (scene / "sparse/0" / name).read_bytes() == (turned[0].scene / "sparse/0" / name).read_bytes()
+    for ignored, mask in zip(load_scene(scene).ignored, load_scene(turned[0].scene).masks, strict=True):
+        assert (ignored == (mask < 128)).all()
+    other = "holds a scene of other photographs or options"
+    with pytest.raises(UsageError, match=other):
+        find_poses(tmp_path / "in", tmp_path / "scene", ignored="none")
+    with pytest.raises(SceneError, match=r"scene\.ignore: want auto, none or a folder, found 'nowhere'"):
+        find_poses(tmp_path / "in", tmp_path / "scene", ignored="nowhere")
+
+
+def test_what_is_to_be_ignored_is_taken_out_of_masks(turntable, tmp_path):
+    import pycolmap
+
+    left = Image.new("L", (SIDE, SIDE))
+    left.paste(255, (0, 0, SIDE // 2, SIDE))
+    (tmp_path / "left").mkdir()
+    left.save(tmp_path / "left/3.png")
+    events = []
+    find_poses(turntable.folder, tmp_path / "scene", PosesConfig(least=0.4), ignored=str(tmp_path / "left"), hooks=[events.append])
+    assert "1 of 7 photographs say what to ignore: no features are looked for there" in [e.text for e in events if isinstance(e, Note)]
+    with pycolmap.Database.open(tmp_path / "scene/database.db") as db:
+        for image in db.read_all_images():
+            x, y = np.asarray(db.read_keypoints(image.image_id))[:, :2].astype(int).T
+            assert (np.asarray(Image.open(turntable.folder / "masks" / image.name))[y, x] > 127).all()
+            assert (x < SIDE // 2).any() == (image.name != "3.png")
+    for view in turntable.true:
+        Image.new("L", (SIDE, SIDE), 255).save(tmp_path / "left" / view.name)
+    with pytest.raises(SceneError, match="nothing is left of the photographs: white is to be ignored"):
+        find_poses(turntable.folder, tmp_path / "none", ignored=str(tmp_path / "left"))
 
 
 def test_masks_leave_with_the_scene_and_training_has_them(turntable, turned):
@@ -465,6 +524,36 @@ def test_upright_is_the_least_rotation_to_the_mean():
         np.testing.assert_allclose(turn @ mean / np.linalg.norm(mean), [0, 0, 1], atol=1e-9)
         np.testing.assert_allclose((np.trace(turn) - 1) / 2, mean[2] / np.linalg.norm(mean), atol=1e-9)
     assert upright(np.array([[1.0, 0, 0], [-1, 0, 0.1]])) is None
+
+
+@pytest.mark.parametrize(("n", "true", "finer"), [
+    (24, (-0.2, 0.3, 0.01, -0.01), True), (24, (-0.2, 0.0, 0.0, 0.0), False), (12, (-0.2, 0.3, 0.01, -0.01), False),
+])  # fmt: skip
+def test_four_distortion_parameters_where_they_explain_more(n, true, finer):
+    import pycolmap
+
+    pycolmap.set_random_seed(0)
+    options = pycolmap.SyntheticDatasetOptions()
+    options.num_rigs, options.num_frames_per_rig, options.num_points3D = 1, n, 200
+    options.camera_model_id = pycolmap.CameraModelId.OPENCV
+    options.camera_width, options.camera_height, options.camera_params = 640, 480, [500.0, 500.0, 320.0, 240.0, *true]
+    model = pycolmap.synthesize_dataset(options)
+    noise = pycolmap.SyntheticNoiseOptions()
+    noise.point2D_stddev = 0.3
+    pycolmap.synthesize_noise(noise, model)
+    (camera,) = model.cameras.values()
+    camera.model, camera.params = pycolmap.CameraModelId.SIMPLE_RADIAL, [500.0, 320.0, 240.0, true[0]]
+    _adjust(model, pycolmap.BundleAdjustmentOptions(), pycolmap.CancellationToken())
+    before = model.compute_mean_reprojection_error()
+    made = _with_distortion(model, pycolmap.CancellationToken())
+    (camera,) = made.cameras.values()
+    assert camera.model.name == ("OPENCV" if finer else "SIMPLE_RADIAL")
+    if finer:
+        assert made.compute_mean_reprojection_error() < 0.98 * before
+        np.testing.assert_allclose(camera.params[:2], 500, rtol=0.01)
+        np.testing.assert_allclose(camera.params[6:], true[2:], atol=2e-3)
+    else:
+        assert made is model and made.compute_mean_reprojection_error() == before
 
 
 def test_cameras_are_shared_as_asked(tmp_path):

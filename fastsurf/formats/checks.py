@@ -7,7 +7,7 @@ exist, fits intrinsics to their real size, validates poses and finds the masks.
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +18,8 @@ from ..errors import SceneError, one_line
 from ..guard import LONGEST_NAME, MOST_NUMBER, picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".ppm")
+HEIC = (".heic", ".heif")
+FOREIGN = (*HEIC, ".webp")  # to COLMAP: bare photographs of these are converted (footage.py)
 ROTATION_NOISE = 1e-3  # largest entry of |R R^T - I| that counts as rounding
 SIZE_NOISE = 2.0  # pixels that a resized photograph's aspect may be off by
 COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")  # to a terminal; others only look odd
@@ -312,19 +314,11 @@ def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
     Raises:
         SceneError: no such folder, nothing in it that belongs to these photographs, or a picture of another shape than its photograph.
     """
-    folder = path / "ignore" if where == "auto" else next((f for f in (Path(where), path / where) if f.is_dir()), None)
     if where == "none":
         return [replace(view, ignore=None) for view in views]
-    if folder is None:
-        raise SceneError(f"scene.ignore: want auto, none or a folder, found {where!r}, which is no folder")
+    folder = path / "ignore" if where == "auto" else ignore_folder(path, where)
     if folder.is_dir():
-        by_name = _by_name(folder)
-        found = [_mask_of(view, by_name) for view in views]
-        if by_name and not any(found):
-            raise SceneError(
-                f"{folder}: none of its {len(by_name)} pictures is named as a photograph, such as {Path(views[0].name).stem}.png; "
-                "rename them, or set scene.ignore=none"
-            )
+        found = ignored_for(folder, [view.name for view in views])
     else:
         beside = [view.image.with_name(f"dynamic_mask_{view.image.stem}.png") for view in views]
         found = [file if file.is_file() else None for file in beside]
@@ -335,38 +329,81 @@ def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
     return views
 
 
+def ignore_folder(path: Path, where: str) -> Path:
+    """The folder that `scene.ignore` names, as it is or in the folder `path`.
+
+    Raises:
+        SceneError: there is none.
+    """
+    folder = next((f for f in (Path(where), path / where) if f.is_dir()), None)
+    if folder is None:
+        raise SceneError(f"scene.ignore: want auto, none or a folder, found {where!r}, which is no folder")
+    return folder
+
+
+def ignored_for(folder: Path, names: Sequence[str]) -> list[Path | None]:
+    """`pictures_for`, of a folder with pictures of what to ignore.
+
+    Raises:
+        SceneError: none of them belongs to these photographs.
+    """
+    found = pictures_for(folder, names)
+    if not any(found) and (others := _pictures(folder)):
+        raise SceneError(
+            f"{folder}: none of its {len(others)} pictures is named as a photograph, such as {Path(names[0]).stem}.png; "
+            "rename them, or set scene.ignore=none"
+        )
+    return found
+
+
+def pictures_for(folder: Path, names: Sequence[str]) -> list[Path | None]:
+    """For each photograph the picture in a folder or below that is named after it: by stem, or by whole name with another extension
+    behind, as it is called now or as it was before it was converted (footage.py).
+
+    Raises:
+        SceneError: one that would belong to several photographs.
+    """
+    by_name = {file.relative_to(folder).with_suffix("").as_posix(): file for file in _pictures(folder)}
+    by_name = {plain_name(name): file for name, file in by_name.items()} | by_name
+    found = [next((by_name[known] for known in _called(name) if known in by_name), None) for name in names]
+    for file, uses in Counter(filter(None, found)).most_common(1):
+        if uses > 1:
+            how = "want masks in sub-folders as the photographs"
+            raise SceneError(f"{file} would be the mask of {uses} photographs with the same stem; {how}")
+    return found
+
+
+def plain_name(name: str) -> str:
+    """A name that COLMAP's lists of pairs can hold."""
+    return re.sub(r"[\s#]+", "_", name)
+
+
+def _called(name: str) -> Iterator[str]:
+    """What a picture that belongs to a photograph may be called, its own extension left out; the likeliest first."""
+    parts = Path(name).parts
+    for first in range(len(parts)):
+        tail = Path(*parts[first:])
+        stem = tail.with_suffix("").as_posix()
+        yield from (stem, tail.as_posix(), *(f"{stem}{suffix}" for known in FOREIGN for suffix in (known, known.upper())))
+
+
 def _masks_from(folder: Path, views: Sequence[View], in_order: bool, explicit: bool) -> list[View]:
-    """Masks of a folder by stem, by whole name with another extension behind, or in order; empty when none belongs to these views."""
-    by_name = _by_name(folder)
-    found = [_mask_of(view, by_name) for view in views]
-    if in_order and None in found and len(by_name) == len(views):
-        found = list(by_name.values())
+    """Masks of a folder by name (`pictures_for`), or in order; empty when none belongs to these views."""
+    found = pictures_for(folder, [view.name for view in views])
+    if in_order and None in found and len(files := _pictures(folder)) == len(views):
+        found = list(files)
     if not any(found) and not explicit:
         return []
     missing = [view.name for view, mask in zip(views, found, strict=True) if mask is None]
     if missing:
         raise SceneError(f"{folder}: no mask for {missing[0]} ({len(missing)} of {len(views)} missing); "
                          "want one with its stem for every photograph, or --masks ignore")  # fmt: skip
-    mask, uses = Counter(found).most_common(1)[0]
-    if uses > 1:
-        raise SceneError(f"{mask} would be the mask of {uses} photographs with the same stem; want masks in sub-folders as the photographs")
     return _same_shape([replace(view, mask=mask) for view, mask in zip(views, found, strict=True)])
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    """The pictures in a folder and below, by their names without extension, in order; those whose own name starts with a dot are none."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    return {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
-
-
-def _mask_of(view: View, by_name: dict[str, Path]) -> Path | None:
-    parts = Path(view.name).parts
-    for first in range(len(parts)):
-        tail = Path(*parts[first:])
-        for name in (tail.with_suffix("").as_posix(), tail.as_posix()):
-            if name in by_name:
-                return by_name[name]
-    return None
+def _pictures(folder: Path) -> list[Path]:
+    """The pictures in a folder and below, sorted; those whose own name starts with a dot are none."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
 
 
 def _same_shape(views: Sequence[View]) -> list[View]:
