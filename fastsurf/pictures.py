@@ -81,24 +81,27 @@ def normal_picture(rendering: Rendering) -> Tensor:
 
 
 def preview(model: Model, scene: Scene, turn: int = 0) -> Preview:
-    """Small colour and normal pictures of one training view; `turn` walks through the views."""
-    view = scene.train[turn % len(scene.train)]
-    h, w = scene.images[view].shape[:2]
-    rays, (h, w) = scene.rays(view, stride=max(1, max(h, w) // PREVIEW_SIDE))
-    r = render_rays(model, rays)
-    return Preview(scene.capture.views[view].name, to_bytes(r.rgb).reshape(h, w, 3), to_bytes(normal_picture(r)).reshape(h, w, 3))
+    """Small pictures of one training view; `turn` walks through the views."""
+    return _pictures(model, scene, scene.train[turn % len(scene.train)], PREVIEW_SIDE)
 
 
-def preview_png(model: Model, scene: Scene) -> bytes:
-    """Photograph, rendering and normals of one view side by side, as a PNG."""
-    view = scene.test[0] if scene.test else scene.train[0]
-    h, w = scene.images[view].shape[:2]
-    stride = max(1, max(h, w) // FINAL_SIDE)
-    rays, (h, w) = scene.rays(view, stride=stride)
+def last_preview(model: Model, scene: Scene) -> Preview:
+    """Larger pictures, of a held-out view where there is one."""
+    return _pictures(model, scene, (scene.test or scene.train)[0], FINAL_SIDE)
+
+
+def preview_png(shown: Preview, step: int) -> bytes:
+    """Photograph, rendering and normals side by side, as a PNG; the text in it says which `view`, and after which `step`."""
+    return png(np.concatenate([shown.photo, shown.rgb, shown.normal], axis=1), view=shown.view, step=str(step))
+
+
+def _pictures(model: Model, scene: Scene, view: int, side: int) -> Preview:
+    """Of about `side` pixels."""
+    stride = max(1, max(scene.images[view].shape[:2]) // side)
+    rays, (h, w) = scene.rays(view, stride)
     r = render_rays(model, rays)
-    photo = scene.images[view][::stride, ::stride].numpy()
-    pictures = [photo, to_bytes(r.rgb).reshape(h, w, 3), to_bytes(normal_picture(r)).reshape(h, w, 3)]
-    return png(np.concatenate(pictures, axis=1))
+    rgb, normal = (to_bytes(picture).reshape(h, w, 3) for picture in (r.rgb, normal_picture(r)))
+    return Preview(scene.capture.views[view].name, rgb, normal, scene.images[view][::stride, ::stride].numpy())
 
 
 @torch.no_grad()
