@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,12 @@ from .guard import picture
 HEIC = (".heic", ".heif")
 FOREIGN = (*HEIC, ".webp")  # to COLMAP: such photographs are converted
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
-MOST_FRAME_PIXELS = 40_000_000  # 8K has 35 million; ffmpeg keeps some twenty frames of a hostile file
+MOST_FRAME_PIXELS = 40_000_000  # 8K has 35 million
+MOST_SILENCE = 15  # seconds of ffmpeg without a frame; without memory, for instance, it may wait for itself
+MOST_MEMORY = 2 << 30  # bytes of ffmpeg, which a file may have keep sixteen frames; 8K needs about 1.2 GiB
 WHO_SAYS = r"^(\[[^]]* @ \w+\]\s*)+"  # before what ffmpeg's parts say
-WITHIN_LIMITS = ("-format_whitelist", "mov,matroska,avi", "-protocol_whitelist", "file", "-max_pixels", str(MOST_FRAME_PIXELS))
+CONTAINERS = ("-format_whitelist", "mov,matroska,avi", "-protocol_whitelist", "file")
+WITHIN_LIMITS = ("-threads", "4", "-max_pixels", str(MOST_FRAME_PIXELS))
 IMAGE_FOLDERS = ("images", "image", "rgb")
 MASK_FOLDERS = ("mask", "masks")
 WINDOW = 0.4  # seconds of a video from which one frame is taken
@@ -154,8 +158,9 @@ def sharpest_frames(video: Path, most: int, on_progress: Progress) -> Iterator[t
     stride = max(1, count // (windows * CANDIDATES))
     best: tuple[float, int, Frame] | None = None
     window = 0
-    with _ffmpeg(video, "-c:v", "ppm", "-pix_fmt", "rgb24", "-f", "image2pipe", "-") as stream:
+    with _ffmpeg(video, "-c:v", "ppm", "-pix_fmt", "rgb24", "-f", "image2pipe", "-") as (stream, alive):
         for k, frame in enumerate(_ppm_frames(stream)):
+            alive()
             now = min(k * windows // count, windows - 1)  # should there be more than were counted, they belong to the last
             if now > window and best is not None:
                 yield best[1:]
@@ -172,10 +177,12 @@ def sharpest_frames(video: Path, most: int, on_progress: Progress) -> Iterator[t
 def _count_frames(video: Path, on_progress: Progress) -> tuple[int, float]:
     """How many frames can be decoded, which is at least one, and about how many seconds they last."""
     count, seconds = 0, 0.0
-    with _ffmpeg(video, "-progress", "-", "-f", "null", os.devnull) as stream:
+    with _ffmpeg(video, "-progress", "-", "-f", "null", os.devnull) as (stream, alive):
         for line in stream:
             name, _, value = line.decode(errors="replace").strip().partition("=")
             if name == "frame" and value.strip().isdecimal():
+                if int(value) > count:
+                    alive()
                 count = int(value)
                 on_progress(0.0, f"{count} frames counted")
             elif name == "out_time_us" and value.lstrip("-").isdecimal():
@@ -186,8 +193,8 @@ def _count_frames(video: Path, on_progress: Progress) -> tuple[int, float]:
 
 
 @contextlib.contextmanager
-def _ffmpeg(video: Path, *to: str) -> Iterator[IO[bytes]]:
-    """What ffmpeg writes on its stdout while it decodes a file's first video stream, each frame once.
+def _ffmpeg(video: Path, *to: str) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+    """What ffmpeg writes on its stdout while it decodes a file's first video stream, each frame once; and what to call at each frame.
 
     It takes the containers of VIDEOS alone, by their content: of others some are lists of files and addresses to open.
 
@@ -202,24 +209,60 @@ def _ffmpeg(video: Path, *to: str) -> Iterator[IO[bytes]]:
         program = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as e:
         raise SceneError(f"{video}: videos need ffmpeg ({e})") from None
-    words = [program, "-nostdin", "-hide_banner", "-v", "error", *WITHIN_LIMITS, "-i", f"file:{video}", "-map", "0:v:0"]
+    words = [program, "-nostdin", "-hide_banner", "-v", "error", *CONTAINERS, *WITHIN_LIMITS, "-i", f"file:{video}", "-map", "0:v:0"]
+    words += ["-fps_mode", "passthrough", "-thread_queue_size", "2", *to]  # few frames wait for each other
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(  # in a group of its own: what Ctrl-C means is decided here
-            [*words, "-fps_mode", "passthrough", *to], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, process_group=0
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, process_group=0
         )
         assert process.stdout is not None
+        silence = _Silence(process)
         try:
-            yield process.stdout
+            _limit_memory(process.pid)
+            yield process.stdout, silence.broken
         except BaseException:
             process.kill()
             raise
         finally:
             process.stdout.close()
             process.wait()
+            silence.over.set()
         if process.returncode:
             said.seek(0)
-            cause = said.read(4096).decode(errors="replace").strip().splitlines() or [f"ffmpeg ended with {process.returncode}"]
-            raise SceneError(f"{video}: can't be read as a video ({re.sub(WHO_SAYS, '', cause[0])})")
+            text = said.read(1 << 16).decode(errors="replace").strip()
+            cause = re.sub(WHO_SAYS, "", text.partition("\n")[0]) or f"ffmpeg ended with {process.returncode}"
+            if silence.ended_it:
+                cause = f"ffmpeg said nothing for {MOST_SILENCE} s"
+            if " allocat" in text or "pthread_create" in text:
+                cause = f"ffmpeg wants more than {MOST_MEMORY >> 20} MiB of memory for its frames"
+            raise SceneError(f"{video}: can't be read as a video ({cause})")
+
+
+class _Silence:
+    """Ends a process MOST_SILENCE seconds after `broken` was last called, not counting those in which this process was stopped."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.over, self.ended_it, self._seconds = threading.Event(), False, 0
+        threading.Thread(target=self._watch, args=(process,), daemon=True).start()
+
+    def broken(self) -> None:
+        self._seconds = 0
+
+    def _watch(self, process: "subprocess.Popen[bytes]") -> None:
+        while not self.over.wait(1.0):
+            self._seconds += 1
+            if self._seconds > MOST_SILENCE:
+                self.ended_it = True
+                process.kill()
+                return
+
+
+def _limit_memory(process: int) -> None:
+    """To MOST_MEMORY, where the system can: beyond it, ffmpeg says so and ends."""
+    with contextlib.suppress(ImportError, AttributeError, ProcessLookupError, ValueError, PermissionError):
+        import resource
+
+        resource.prlimit(process, resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
 
 
 def _ppm_frames(stream: IO[bytes]) -> Iterator[Frame]:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -252,10 +253,39 @@ def test_frames_of_absurd_size_and_none_at_all_are_refused(video, tmp_path, monk
     assert sharpness(np.zeros((1, 1), np.uint8)) == sharpness(np.zeros((2, 5000), np.uint8)) == 0.0
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of another process")
+def test_what_needs_too_much_memory_is_refused(tmp_path, monkeypatch):
+    """A small file may have ffmpeg keep sixteen frames of any size."""
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    words = ["-v", "error", "-f", "lavfi", "-i", "color=size=1920x1600:rate=10:duration=2", "-c:v", "libx264", "-preset", "ultrafast"]
+    subprocess.run([ffmpeg.get_ffmpeg_exe(), *words, "-refs", "16", str(tmp_path / "a.mp4")], check=True)
+    assert (tmp_path / "a.mp4").stat().st_size < 50_000
+    monkeypatch.setattr(footage, "MOST_MEMORY", 100 << 20)
+    monkeypatch.setattr(footage, "MOST_SILENCE", 2)  # it doesn't always end by itself
+    with pytest.raises(SceneError, match="more than 100 MiB of memory"):
+        pick_frames(tmp_path / "a.mp4", tmp_path, 10, SILENT)
+    monkeypatch.undo()
+    pick_frames(tmp_path / "a.mp4", tmp_path, 3, SILENT)
+    assert len(names_in(tmp_path)) == 3
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
 def test_a_pipe_is_no_video(tmp_path):
     os.mkfifo(tmp_path / "a.mp4")
     assert find_footage(tmp_path) is None and find_footage(tmp_path / "a.mp4") is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stands in a shell script for ffmpeg")
+def test_a_silent_ffmpeg_is_ended(video, tmp_path, monkeypatch):
+    """One that neither ends nor says anything."""
+    import imageio_ffmpeg
+
+    (tmp_path / "ffmpeg").write_text("#!/bin/sh\nexec sleep 100\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(tmp_path / "ffmpeg"))
+    monkeypatch.setattr(footage, "MOST_SILENCE", 1)
+    with pytest.raises(SceneError, match="ffmpeg said nothing for 1 s"):
+        pick_frames(video, tmp_path, 3, SILENT)
 
 
 def test_who_stops_looking_ends_ffmpeg(video):
