@@ -45,7 +45,7 @@ from .memory import in_parts
 from .mesh import Mesh, clean, extract
 from .methods import METHODS
 from .model import Model
-from .output import Output
+from .output import Output, companions
 from .pictures import last_preview, preview, preview_png
 from .poses import find_poses, is_bare
 from .scene import Scene, load_scene
@@ -129,8 +129,7 @@ def reconstruct(
             raise UsageError(f"{run} already holds a run: continue it with --resume, or choose another folder with --run")
         if go_on:
             read_header(run / CHECKPOINT)
-        kept = (BEGUN, CHECKPOINT, CONFIG, PREVIEW, MESH, FIRST_MESH, PREVIEW_MESH, POINTS, CAMERAS)
-        sweep(*(run / name for name in kept), *([out] if out else []))
+        sweep(run, run / POSES, *([out, *companions(out, bool(output.texture))] if out else []))
         log = JsonLines(run / LOG, append=go_on)
         others, told = announce(hooks), list[str]()
 
