@@ -29,10 +29,10 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def sweep(*paths: Path) -> None:
-    """Remove what writers of these files left behind that were killed on this machine."""
+    """Remove what writers of these files, or of any in these folders, left behind that were killed on this machine."""
     for path in paths:
-        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-            number = part.name.removeprefix(f".{path.name}.").removesuffix(".part")
+        for part in path.glob(".*.part") if path.is_dir() else path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            number = part.name.removesuffix(".part").rpartition(".")[2]
             if number.isdecimal() and not _alive(int(number)):
                 with contextlib.suppress(OSError):
                     part.unlink()

@@ -12,12 +12,13 @@ import numpy as np
 from . import formats
 from .cameras import View, up_of
 from .checkpoint import Header, read_begun, read_header
-from .errors import CheckpointError, FastsurfError, MeshError
+from .errors import CheckpointError, FastsurfError, MeshError, SceneError
+from .guard import picture
 from .hooks import Note, PhaseDone, PhaseStarted, TrainState
 from .landmarks import kept_points
 from .mesh import Mesh
 from .meshio import read_mesh
-from .reconstruction import BEGUN, CAMERAS, CHECKPOINT, FIRST_MESH, LOG, MESH, POINTS
+from .reconstruction import BEGUN, CAMERAS, CHECKPOINT, FIRST_MESH, LOG, MESH, POINTS, PREVIEW
 from .scene import split
 from .ui.jsonlines import read_event
 
@@ -74,6 +75,18 @@ class Log:
                 self.curve, self._stride = self.curve[::2], 2 * self._stride
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A preview as the run has written it: photograph, rendering and normals side by side, (h, 3 w, 3) uint8.
+
+    `view` is the photograph's name and `step` the number of steps before it; empty and None where the file doesn't say so.
+    """
+
+    pixels: np.ndarray
+    view: str
+    step: int | None
+
+
 class Following:
     """What can be shown of a run, as of the last `update`.
 
@@ -84,6 +97,7 @@ class Following:
         up: (3,) unit.
         mesh, mesh_name: the newest mesh, in scene coordinates, and its file's name.
         points: sparse points (n, 3) in scene coordinates, or None.
+        preview: the newest, or None.
         problems: why something isn't shown.
     """
 
@@ -99,16 +113,20 @@ class Following:
         self.mesh: Mesh | None = None
         self.mesh_name = ""
         self.points: np.ndarray | None = None
+        self.preview: Shown | None = None
         self.problems: dict[str, str] = {}
         self._sparse: np.ndarray | None = None  # points of the input itself, in the world
         self._newest = ""  # mesh file, which may be damaged
         self._seen: dict[str, Stamp | None] = {}
 
     def update(self) -> set[str]:
-        """Look again; which of log, scene, mesh, points are others now."""
+        """Look again; which of log, preview, scene, mesh, points are others now."""
         if self.log.begun_anew():
             self.log = Log(self.log.path)
         changed = {"log"} if self.log.update() else set()
+        if self._changed(PREVIEW):
+            self._read_preview()
+            changed.add("preview")
         if any([self._changed(CHECKPOINT), self._changed(BEGUN)]) and self._read_header():
             changed.add("scene")
         if self._changed(CAMERAS) and self.header is not None:
@@ -190,6 +208,20 @@ class Following:
             return
         self.problems.pop("mesh", None)
         self.mesh, self.mesh_name = replace(mesh, vertices=self.to_scene(mesh.vertices)), name
+
+    def _read_preview(self) -> None:
+        self.preview = None
+        self.problems.pop("preview", None)
+        if self._stamp(PREVIEW) is None:
+            return
+        try:
+            with picture(self.run / PREVIEW, "the preview") as image:
+                pixels = np.asarray(image.convert("RGB"))
+                view, step = (str(image.info.get(name, "")) for name in ("view", "step"))
+        except SceneError as e:
+            self.problems["preview"] = str(e)
+            return
+        self.preview = Shown(pixels, view, int(step) if step.isdecimal() and len(step) < 16 else None)
 
     def _read_points(self, header: Header) -> None:
         points = self._sparse

@@ -5,12 +5,16 @@ Pixels stay as they are stored: neither COLMAP nor our loaders turn a photograph
 
 import contextlib
 import os
+import re
 import shutil
+import subprocess
+import tempfile
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +24,12 @@ from .formats.checks import FOREIGN, HEIC, SUFFIXES, ignored_for, pictures_for, 
 from .guard import picture
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+MOST_FRAME_PIXELS = 40_000_000  # 8K has 35 million
+MOST_SILENCE = 15  # seconds of ffmpeg without a frame; without memory, for instance, it may wait for itself
+MOST_MEMORY = 2 << 30  # bytes of ffmpeg, which a file may have keep sixteen frames; 8K needs about 1.2 GiB
+WHO_SAYS = r"^(\[[^]]* @ \w+\]\s*)+"  # before what ffmpeg's parts say
+CONTAINERS = ("-format_whitelist", "mov,matroska,avi", "-protocol_whitelist", "file")
+WITHIN_LIMITS = ("-threads", "4", "-max_pixels", str(MOST_FRAME_PIXELS))
 IMAGE_FOLDERS = ("images", "image", "rgb")
 MASK_FOLDERS = ("mask", "masks")
 IGNORE_FOLDERS = ("ignore",)
@@ -32,6 +42,7 @@ ORIENTATION = 0x0112  # how a viewer turns the picture
 UP = {3: (0, 1), 4: (0, 1), 5: (-1, 0), 6: (-1, 0), 7: (1, 0), 8: (1, 0)}  # by orientation; else (0, -1)
 
 Progress = Callable[[float, str], None]
+Frame = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ def find_footage(path: Path) -> Footage | None:
     names = _photographs(path, path.rglob("*"))
     if names:
         return Footage(path, names, _beside(path, MASK_FOLDERS), _beside(path, IGNORE_FOLDERS))
-    videos = [file for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEOS and not file.name.startswith(".")]
+    videos = [file for file in sorted(path.iterdir()) if file.suffix.lower() in VIDEOS and not file.name.startswith(".") and file.is_file()]
     return Footage(videos[0], ()) if len(videos) == 1 else None
 
 
@@ -121,41 +132,138 @@ def pick_frames(video: Path, folder: Path, most: int, on_progress: Progress) -> 
     Raises:
         SceneError: not a video, or no imageio-ffmpeg.
     """
+    from PIL import Image
+
+    for number, frame in sharpest_frames(video, most, on_progress):
+        Image.fromarray(frame).save(folder / f"frame_{number:05d}.jpg", quality=95, subsampling=0)
+
+
+def sharpest_frames(video: Path, most: int, on_progress: Progress) -> Iterator[tuple[int, Frame]]:
+    """The sharpest frame of each of at most `most` equal stretches of a video: its number, counted from 0, and pixels (h, w, 3).
+
+    Raises:
+        SceneError: not a video, or no imageio-ffmpeg.
+    """
+    count, seconds = _count_frames(video, on_progress)
+    windows = int(np.clip(seconds / WINDOW, min(FEWEST_FRAMES, most), most).clip(1, count))
+    stride = max(1, count // (windows * CANDIDATES))
+    best: tuple[float, int, Frame] | None = None
+    window = 0
+    with _ffmpeg(video, "-c:v", "ppm", "-pix_fmt", "rgb24", "-f", "image2pipe", "-") as (stream, alive):
+        for k, frame in enumerate(_ppm_frames(stream)):
+            alive()
+            now = min(k * windows // count, windows - 1)  # should there be more than were counted, they belong to the last
+            if now > window and best is not None:
+                yield best[1:]
+                window, best = now, None
+            if k % stride == 0 or best is None:
+                how = sharpness(frame[..., 1])
+                if best is None or how > best[0]:
+                    best = (how, k, frame)
+            on_progress(min(1.0, k / count), f"frame {k} of {count}")
+        if best is not None:
+            yield best[1:]
+
+
+def _count_frames(video: Path, on_progress: Progress) -> tuple[int, float]:
+    """How many frames can be decoded, which is at least one, and about how many seconds they last."""
+    count, seconds = 0, 0.0
+    with _ffmpeg(video, "-progress", "-", "-f", "null", os.devnull) as (stream, alive):
+        for line in stream:
+            name, _, value = line.decode(errors="replace").strip().partition("=")
+            if name == "frame" and value.strip().isdecimal():
+                if int(value) > count:
+                    alive()
+                count = int(value)
+                on_progress(0.0, f"{count} frames counted")
+            elif name == "out_time_us" and value.lstrip("-").isdecimal():
+                seconds = int(value) / 1e6
+    if not count:
+        raise SceneError(f"{video}: can't be read as a video (no frames in it)")
+    return count, seconds
+
+
+@contextlib.contextmanager
+def _ffmpeg(video: Path, *to: str) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+    """What ffmpeg writes on its stdout while it decodes a file's first video stream, each frame once; and what to call at each frame.
+
+    It takes the containers of VIDEOS alone, by their content: of others some are lists of files and addresses to open.
+
+    Raises:
+        SceneError: it isn't there, or can't decode the file, and what it says first.
+    """
     try:
         import imageio_ffmpeg
     except ImportError:
         raise SceneError(f"{video}: videos need imageio-ffmpeg, which is not installed: pip install 'fastsurf[video]'") from None
-    from PIL import Image
-
     try:
-        count, seconds = imageio_ffmpeg.count_frames_and_secs(str(video))
-        frames = imageio_ffmpeg.read_frames(str(video), output_params=["-fps_mode", "passthrough"])  # each once, as they are counted
-        width, height = next(frames)["size"]
-    except (RuntimeError, OSError, ValueError, KeyError, StopIteration) as e:
-        reason = (str(e).strip() or "no frames in it").splitlines()[-1]
-        raise SceneError(f"{video}: can't be read as a video ({reason})") from None
-    windows = int(np.clip(seconds / WINDOW, min(FEWEST_FRAMES, most), most).clip(1, max(count, 1)))
-    stride = max(1, count // (windows * CANDIDATES))
-    best: tuple[float, int, bytes] | None = None
-    window = 0
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as e:
+        raise SceneError(f"{video}: videos need ffmpeg ({e})") from None
+    words = [program, "-nostdin", "-hide_banner", "-v", "error", *CONTAINERS, *WITHIN_LIMITS, "-i", f"file:{video}", "-map", "0:v:0"]
+    words += ["-fps_mode", "passthrough", "-thread_queue_size", "2", *to]  # few frames wait for each other
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(  # in a group of its own: what Ctrl-C means is decided here
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said, process_group=0
+        )
+        assert process.stdout is not None
+        silence = _Silence(process)
+        try:
+            _limit_memory(process.pid)
+            yield process.stdout, silence.broken
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            process.stdout.close()
+            process.wait()
+            silence.over.set()
+        if process.returncode:
+            said.seek(0)
+            text = said.read(1 << 16).decode(errors="replace").strip()
+            cause = re.sub(WHO_SAYS, "", text.partition("\n")[0]) or f"ffmpeg ended with {process.returncode}"
+            if silence.ended_it:
+                cause = f"ffmpeg said nothing for {MOST_SILENCE} s"
+            if " allocat" in text or "pthread_create" in text:
+                cause = f"ffmpeg wants more than {MOST_MEMORY >> 20} MiB of memory for its frames"
+            raise SceneError(f"{video}: can't be read as a video ({cause})")
 
-    def write() -> None:
-        if best is not None:
-            frame = Image.frombuffer("RGB", (width, height), best[2], "raw", "RGB", 0, 1)
-            frame.save(folder / f"frame_{best[1]:05d}.jpg", quality=95, subsampling=0)
 
-    with contextlib.closing(frames):
-        for k, data in enumerate(frames):
-            now = min(k * windows // max(count, 1), windows - 1)  # should there be more than were counted, they belong to the last
-            if now > window:
-                write()
-                window, best = now, None
-            if k % stride == 0 or best is None:
-                how = sharpness(np.frombuffer(data, np.uint8).reshape(height, width, 3)[..., 1])
-                if best is None or how > best[0]:
-                    best = (how, k, data)
-            on_progress(min(1.0, k / max(count, 1)), f"frame {k} of {count}")
-        write()
+class _Silence:
+    """Ends a process MOST_SILENCE seconds after `broken` was last called, not counting those in which this process was stopped."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.over, self.ended_it, self._seconds = threading.Event(), False, 0
+        threading.Thread(target=self._watch, args=(process,), daemon=True).start()
+
+    def broken(self) -> None:
+        self._seconds = 0
+
+    def _watch(self, process: "subprocess.Popen[bytes]") -> None:
+        while not self.over.wait(1.0):
+            self._seconds += 1
+            if self._seconds > MOST_SILENCE:
+                self.ended_it = True
+                process.kill()
+                return
+
+
+def _limit_memory(process: int) -> None:
+    """To MOST_MEMORY, where the system can: beyond it, ffmpeg says so and ends."""
+    with contextlib.suppress(ImportError, AttributeError, ProcessLookupError, ValueError, PermissionError):
+        import resource
+
+        resource.prlimit(process, resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
+
+
+def _ppm_frames(stream: IO[bytes]) -> Iterator[Frame]:
+    """Pictures of a stream of PPM files; the last one is left out where it is not whole."""
+    while stream.readline(16) == b"P6\n":
+        width, height = (int(n) for n in stream.readline(64).split())
+        stream.readline(16)  # 255
+        data = stream.read(3 * width * height)
+        if len(data) == 3 * width * height:
+            yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
 
 def sharpness(gray: npt.NDArray[np.uint8]) -> float:
@@ -164,7 +272,7 @@ def sharpness(gray: npt.NDArray[np.uint8]) -> float:
     h, w = gray.shape[0] // by, gray.shape[1] // by
     small = gray[: h * by, : w * by].reshape(h, by, w, by).mean((1, 3), dtype=np.float32)
     laplacian = small[:-2, 1:-1] + small[2:, 1:-1] + small[1:-1, :-2] + small[1:-1, 2:] - 4 * small[1:-1, 1:-1]
-    return float(laplacian.var())
+    return float(laplacian.var()) if laplacian.size else 0.0
 
 
 def _photographs(root: Path, files: Any) -> tuple[str, ...]:

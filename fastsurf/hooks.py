@@ -51,11 +51,12 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Preview:
-    """Small pictures of one view as it looks now, (h, w, 3) uint8."""
+    """Small pictures of one view as it looks now, and of its photograph, (h, w, 3) uint8."""
 
     view: str
     rgb: np.ndarray
     normal: np.ndarray
+    photo: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Pictures of a model: whole views, small previews, colours of vertices."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from .training import background_color
 RAYS_AT_ONCE, VERTICES_AT_ONCE = 4096, 1 << 16
 PREVIEW_SIDE, FINAL_SIDE = 64, 256  # pixels of the longer side, about
 GREY = 0.5
+UNSEEN = 2.0  # radians without a camera: a side that nobody looked at
+STEEPEST, NEAREST = 1.2, 2.0  # of an orbit: radians, scene units
 FIT_STEPS, FIT_RAYS, FIT_RATE = 60, 512, 0.1  # of a held-out photograph's embedding
 
 
@@ -81,24 +84,27 @@ def normal_picture(rendering: Rendering) -> Tensor:
 
 
 def preview(model: Model, scene: Scene, turn: int = 0) -> Preview:
-    """Small colour and normal pictures of one training view; `turn` walks through the views."""
-    view = scene.train[turn % len(scene.train)]
-    h, w = scene.images[view].shape[:2]
-    rays, (h, w) = scene.rays(view, stride=max(1, max(h, w) // PREVIEW_SIDE))
-    r = render_rays(model, rays)
-    return Preview(scene.capture.views[view].name, to_bytes(r.rgb).reshape(h, w, 3), to_bytes(normal_picture(r)).reshape(h, w, 3))
+    """Small pictures of one training view; `turn` walks through the views."""
+    return _pictures(model, scene, scene.train[turn % len(scene.train)], PREVIEW_SIDE)
 
 
-def preview_png(model: Model, scene: Scene) -> bytes:
-    """Photograph, rendering and normals of one view side by side, as a PNG."""
-    view = scene.test[0] if scene.test else scene.train[0]
-    h, w = scene.images[view].shape[:2]
-    stride = max(1, max(h, w) // FINAL_SIDE)
-    rays, (h, w) = scene.rays(view, stride=stride)
+def last_preview(model: Model, scene: Scene) -> Preview:
+    """Larger pictures, of a held-out view where there is one."""
+    return _pictures(model, scene, (scene.test or scene.train)[0], FINAL_SIDE)
+
+
+def preview_png(shown: Preview, step: int) -> bytes:
+    """Photograph, rendering and normals side by side, as a PNG; the text in it says which `view`, and after which `step`."""
+    return png(np.concatenate([shown.photo, shown.rgb, shown.normal], axis=1), view=shown.view, step=str(step))
+
+
+def _pictures(model: Model, scene: Scene, view: int, side: int) -> Preview:
+    """Of about `side` pixels."""
+    stride = max(1, max(scene.images[view].shape[:2]) // side)
+    rays, (h, w) = scene.rays(view, stride)
     r = render_rays(model, rays)
-    photo = scene.images[view][::stride, ::stride].numpy()
-    pictures = [photo, to_bytes(r.rgb).reshape(h, w, 3), to_bytes(normal_picture(r)).reshape(h, w, 3)]
-    return png(np.concatenate(pictures, axis=1))
+    rgb, normal = (to_bytes(picture).reshape(h, w, 3) for picture in (r.rgb, normal_picture(r)))
+    return Preview(scene.capture.views[view].name, rgb, normal, scene.images[view][::stride, ::stride].numpy())
 
 
 @torch.no_grad()
@@ -126,22 +132,55 @@ def vertex_colors(
     return torch.cat(normals).numpy(), to_bytes(torch.cat(colors)) if colored else None
 
 
-def orbit(center: Tensor, radius: float, up: Tensor, angles: int, size: int, field_of_view: float) -> Iterator[Rays]:
-    """Rays of a camera that circles the scene box; scene units.
+@dataclass(frozen=True)
+class Orbit:
+    """A camera's way round the middle of the scene box, which it looks at; scene units and radians.
 
-    Args:
-        center, up: (3,), the point looked at and the axis circled.
-        field_of_view: horizontal, radians.
+    Attributes:
+        up: (3,) unit, the axis.
+        azimuths: where it stands, in turn; elevation: over the plane through the middle.
+        radius: its distance.
+        field_of_view: across its square pictures.
     """
-    side = torch.linalg.cross(up, torch.eye(3)[int(up.abs().argmin())])
-    side = side / side.norm()
-    front = torch.linalg.cross(side, up)
+
+    up: np.ndarray
+    azimuths: np.ndarray
+    elevation: float
+    radius: float
+    field_of_view: float
+
+
+def orbit_of(centers: np.ndarray, up: np.ndarray, steps: int, field_of_view: float) -> Orbit:
+    """Round the box at the height and distance of cameras (n, 3); where they left out a side of it, there and back before the others."""
+    side, front = _across(up)
+    distances = np.maximum(np.linalg.norm(centers, axis=1), 1e-9)
+    azimuths = np.sort(np.arctan2(centers @ front, centers @ side))
+    gaps = np.diff(azimuths, append=azimuths[0] + 2.0 * np.pi)
+    widest = int(gaps.argmax())
+    k = np.arange(steps) / steps
+    way = 2.0 * np.pi * k
+    if gaps[widest] > UNSEEN:
+        span = 2.0 * np.pi - gaps[widest]
+        way = azimuths[widest] - 0.5 * span * (1.0 - np.sin(2.0 * np.pi * k))
+    elevation = float(np.arcsin(np.clip(centers @ up / distances, -1.0, 1.0)).mean().clip(-STEEPEST, STEEPEST))
+    return Orbit(up, way, elevation, max(float(np.median(distances)), NEAREST), field_of_view)
+
+
+def _across(up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two unit vectors (3,) that `up` is at right angles to, as they are to each other."""
+    side = np.cross(up, np.eye(3)[np.abs(up).argmin()])
+    side = side / np.linalg.norm(side)
+    return side, np.cross(side, up)
+
+
+def orbit_rays(orbit: Orbit, size: int) -> Iterator[Rays]:
+    """Rays of each picture of an orbit, `size` pixels a side."""
+    up, side, front = (torch.from_numpy(axis).float() for axis in (orbit.up, *_across(orbit.up)))
     ys, xs = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
-    focal = 0.5 * size / np.tan(0.5 * field_of_view)
+    focal = 0.5 * size / np.tan(0.5 * orbit.field_of_view)
     plane = torch.stack([(xs - size / 2) / focal, (ys - size / 2) / focal, torch.ones_like(xs)], -1).view(-1, 3)
-    for k in range(angles):
-        angle = 2.0 * np.pi * k / angles
-        out = np.cos(0.35) * (np.cos(angle) * side + np.sin(angle) * front) + np.sin(0.35) * up
+    for angle in orbit.azimuths:
+        out = np.cos(orbit.elevation) * (np.cos(angle) * side + np.sin(angle) * front) + np.sin(orbit.elevation) * up
         forward = -out / out.norm()
         right = torch.linalg.cross(forward, up)
         right = right / right.norm()
@@ -149,4 +188,4 @@ def orbit(center: Tensor, radius: float, up: Tensor, angles: int, size: int, fie
         directions = plane @ torch.stack([right, down, forward])
         directions = directions / directions.norm(dim=1, keepdim=True)
         of_none = torch.full((len(directions),), -1)
-        yield make_rays((center + radius * out).expand_as(directions).contiguous(), directions, of_none)
+        yield make_rays((orbit.radius * out).expand_as(directions).contiguous(), directions, of_none)

@@ -36,7 +36,7 @@ from .export import write as write_out
 from .extraction import BATCH
 from .files import check_writable, sweep, whole, write_whole
 from .formats.transforms import written
-from .hooks import Control, Event, Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
+from .hooks import Control, Event, Hook, MeshProgress, Note, Phases, Preview, Saved, TrainState, announce, within
 from .info import suggested_resolution
 from .landmarks import kept_points, plan, triangulate
 from .locks import locked
@@ -44,8 +44,8 @@ from .memory import in_parts
 from .mesh import Mesh, clean, extract
 from .methods import METHODS
 from .model import Model
-from .output import Output
-from .pictures import preview, preview_png
+from .output import Output, companions
+from .pictures import last_preview, preview, preview_png
 from .poses import find_poses, is_bare
 from .scene import Scene, load_scene
 from .solidity import Report, inspect, simplify
@@ -129,8 +129,7 @@ def reconstruct(
             raise UsageError(f"{run} already holds a run: continue it with --resume, or choose another folder with --run")
         if go_on:
             read_header(run / CHECKPOINT)
-        kept = (BEGUN, CHECKPOINT, CONFIG, PREVIEW, MESH, FIRST_MESH, PREVIEW_MESH, POINTS, CAMERAS)
-        sweep(*(run / name for name in kept), *([out] if out else []))
+        sweep(run, run / POSES, *([out, *companions(out, bool(output.texture))] if out else []))
         log = JsonLines(run / LOG, append=go_on)
         others, told = announce(hooks), list[str]()
 
@@ -336,7 +335,7 @@ def _mesh_again(run: Path, config: Config) -> tuple[str, str]:
 def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], bool], control: Control) -> TrainState | None:
     """Drain the loop, saving and previewing by the clock. A first mesh is made half-way; it also tells how long the last one takes."""
     saved = shown = time.monotonic()
-    state, t, turn = None, run.config.train, 0
+    state, t, turn, room = None, run.config.train, 0, True
 
     def half_mesh(name: str, what: str) -> float:
         start = time.monotonic()
@@ -344,16 +343,21 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
         run.aside += time.monotonic() - start
         return takes
 
+    def show() -> None:
+        nonlocal shown, turn, room
+        shown, turn = time.monotonic(), turn + 1
+        picture = preview(run.model, run.scene, turn)
+        events(picture)
+        room = room and _keep_preview(folder, picture, run.step, events)  # it is said once
+
     def obey() -> None:
-        nonlocal turn
         for wish in control.wishes():
             if wish == "save":
                 _save(folder, run, events)
             elif wish == "mesh":
                 half_mesh(PREVIEW_MESH, "preview mesh")
             elif wish == "view":
-                turn += 1
-                events(preview(run.model, run.scene, turn))
+                show()
 
     for state in train(run):
         events(state)
@@ -362,8 +366,7 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
             run.note = ""
         now = time.monotonic()
         if now - shown >= t.preview_every or state.step == 20:
-            shown, turn = now, turn + 1
-            events(preview(run.model, run.scene, turn))
+            show()
         if now - saved >= t.save_every:
             saved = now
             _save(folder, run, events)
@@ -380,9 +383,17 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
             events(Note(f"stopped at step {state.step}; saving and meshing what is there"))
             break
     _save(folder, run, events)
-    with _optional("the preview", events):
-        write_whole(folder / PREVIEW, preview_png(run.model, run.scene))
+    _keep_preview(folder, last_preview(run.model, run.scene), run.step, events)
     return state
+
+
+def _keep_preview(folder: Path, shown: Preview, step: int, events: Hook) -> bool:
+    """Whether there was room for it."""
+    written = False
+    with _optional("the preview", events):
+        write_whole(folder / PREVIEW, preview_png(shown, step))
+        written = True
+    return written
 
 
 def _save(folder: Path, run: Training, events: Hook) -> None:

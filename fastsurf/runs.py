@@ -31,7 +31,7 @@ from .methods.nerf import thinnest_kept
 from .metrics import WINDOW, Threshold, measure, picture_scores, read_truth, scores_of, sweep
 from .model import Model
 from .output import Output
-from .pictures import fit_appearance, normal_picture, orbit, render_rays, surface_depth, to_bytes
+from .pictures import Orbit, fit_appearance, normal_picture, orbit_of, orbit_rays, render_rays, surface_depth, to_bytes
 from .rays import Rays
 from .reconstruction import CHECKPOINT, MESH, compute, make_mesh
 from .scene import Scene, load_scene
@@ -39,7 +39,8 @@ from .solidity import Report
 from .ui.jsonlines import finite
 from .visibility import least_shown
 
-ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW = 60, 400, 0.7  # pictures, pixels, horizontal field of view in radians
+ORBIT_FRAMES, ORBIT_SIZE = 60, 400  # pictures, pixels
+ORBIT_VIEW = (0.7, 1.2)  # field of view in radians: that of the photographs' longer side, within these
 FRAME_MS = 66
 ANIMATIONS = ("webp", "gif", "mp4")
 
@@ -155,7 +156,8 @@ def render_run(
     """Pictures of a run: OUT/NAME.png, OUT/normal/NAME.png, OUT/depth/NAME.npy (float32, along the ray, input units) and .png.
 
     Args:
-        views: test | train, the photographs' views by their own names; orbit, a circle round the object, also as OUT/orbit.webp.
+        views: test | train, the photographs' views by their own names; orbit, a way round the object, or there and back before the side
+            that was photographed, also as OUT/orbit.webp.
         animation: webp | gif | mp4 (with imageio-ffmpeg), what the orbit's is.
         appearance: name of the photograph that all pictures look like, or mean; None: each training view like its own.
         renderer: another run, whose colour head takes the place of this one's (IDR, section 4.4: its appearance on this geometry).
@@ -389,16 +391,17 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
 
 
 def _orbit_rays(header: Header) -> list[tuple[str, Rays, tuple[int, int]]]:
-    """A circle at the cameras' mean height, if the photographs are still there; else above the box's equator."""
+    """A way past the cameras that sees what they see, if the photographs are still there; else a circle above the box's equator."""
     try:
         scene = open_scene(header)
-        poses = np.stack([scene.capture.views[i].c2w for i in scene.train])
-        up = torch.from_numpy(up_of(poses)).float()
-        distance = float(np.median(np.linalg.norm(scene.to_scene(poses[:, :, 3]), axis=1)))
+        views = [scene.capture.views[i] for i in scene.train]
+        poses = np.stack([view.c2w for view in views])
+        widest = np.median([max(v.camera.width / v.camera.focal[0], v.camera.height / v.camera.focal[1]) for v in views])
+        field_of_view = float(np.clip(2.0 * np.arctan(0.5 * widest), *ORBIT_VIEW))
+        orbit = orbit_of(scene.to_scene(poses[:, :, 3]), up_of(poses), ORBIT_FRAMES, field_of_view)
     except (CheckpointError, SceneError):
-        up, distance = torch.tensor([0.0, 0.0, 1.0]), 3.0
-    frames = orbit(torch.zeros(3), max(distance, 2.0), up, ORBIT_FRAMES, ORBIT_SIZE, ORBIT_VIEW)
-    return [(f"orbit_{k:03d}", rays, (ORBIT_SIZE, ORBIT_SIZE)) for k, rays in enumerate(frames)]
+        orbit = Orbit(np.array([0.0, 0.0, 1.0]), np.linspace(0.0, 2.0 * np.pi, ORBIT_FRAMES, endpoint=False), 0.35, 3.0, ORBIT_VIEW[0])
+    return [(f"orbit_{k:03d}", rays, (ORBIT_SIZE, ORBIT_SIZE)) for k, rays in enumerate(orbit_rays(orbit, ORBIT_SIZE))]
 
 
 def _depth_picture(depth: np.ndarray, opacity: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ TRAINING, HELD_OUT, SPARSE, EDGES, CLAY = (60, 110, 200), (235, 140, 40), (60, 1
 MOST_POINTS, POINTS_WITHIN = 100_000, 6.0  # scene units
 SAME_PLACE, SAME_TURN = 1e-3, 1e-3  # scene units; of quaternions: the camera is where it was put
 NOTES = 3  # of the log's, the last ones
+QUALITY = 90  # of a preview as JPEG
 SURFACES = ("colours", "shape", "none")
 
 
@@ -62,6 +63,11 @@ def free_port(host: str, port: int | None = None) -> int:
     raise UsageError(f"can't serve on {host}, port {PORT if port is None else port}: {said}; another one: --port {PORT + PORTS}")
 
 
+def literally(text: str) -> str:
+    """A text in Markdown as it stands: names and notes come out of files, and the page would take HTML in them for its own."""
+    return "".join(c if c.isalnum() or c in " .,:/" else f"&#{ord(c)};" for c in text)
+
+
 def status(run: Following) -> str:
     """How the run stands, in Markdown."""
     log, state, header = run.log, run.log.state, run.header
@@ -85,10 +91,10 @@ def status(run: Following) -> str:
         rows.append(("points", f"{len(run.points):,}"))
     if header is not None:
         rows.append(("box", f"{', '.join(f'{c:.5g}' for c in header.center)} ± {header.radius:.4g}"))
-    phase = "finished" if log.finished else log.phase or ("no log" if header is None or header.step else "read")
+    phase = "finished" if log.finished else literally(log.phase) or ("no log" if header is None or header.step else "read")
     waiting = "" if header is not None else "\n\nCameras and box come when the photographs are read."
     waiting += "" if run.mesh is not None or log.finished else "\n\nThe first mesh comes half-way."
-    remarks = "".join(f"\n\n{text}" for text in [*run.problems.values(), *log.notes[-NOTES:]])
+    remarks = "".join(f"\n\n{literally(text)}" for text in [*run.problems.values(), *log.notes[-NOTES:]])
     return f"**{phase}**\n\n| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows) + waiting + remarks
 
 
@@ -160,9 +166,11 @@ class Viewer:
             time.sleep(max(0.0, LOOK - (time.monotonic() - start)))
 
     def update(self) -> set[str]:
-        """Look at the run once and show what has changed: any of log, scene, mesh, points."""
+        """Look at the run once and show what has changed: any of log, preview, scene, mesh, points."""
         with self._lock:
             changed = self.following.update()
+            if "preview" in changed:
+                self._show_preview()
             if "scene" in changed:
                 self._show_scene()
             if "mesh" in changed:
@@ -182,6 +190,10 @@ class Viewer:
         gui = self._server.gui
         gui.configure_theme(show_share_button=False, show_logo=False)
         self._status = gui.add_markdown("")
+        self._preview_place = gui.add_folder("Preview", visible=False)
+        with self._preview_place:
+            self._preview = gui.add_image(np.full((1, 3, 3), OUTSIDE, np.uint8), format="jpeg", jpeg_quality=QUALITY)
+            self._preview_of = gui.add_markdown("")
         self._panel = gui.add_folder("Photograph", visible=False)
         with self._panel:
             self._which = gui.add_slider("number", 0, 1, 1, 0)
@@ -206,6 +218,18 @@ class Viewer:
         self._wipe.on_update(lambda _: self._put_behind_all())
         self._server.on_client_connect(lambda client: client.camera.on_update(lambda _: self._moved(client)))
         self._server.on_client_disconnect(lambda client: self._forget(client.client_id))
+
+    def _show_preview(self) -> None:
+        """The newest one in the place of the one before."""
+        preview = self.following.preview
+        self._preview_place.visible = preview is not None
+        if preview is None:
+            return
+        after = f"step {preview.step:,}" if preview.step is not None else ""
+        larger = -(-BESIDE // preview.pixels.shape[1])  # or the panel would move when a larger one comes
+        with self._server.atomic():  # picture and words change together
+            self._preview.image = preview.pixels.repeat(larger, 0).repeat(larger, 1)
+            self._preview_of.content = " · ".join(filter(None, [after, literally(preview.view), "photograph, colours, normals"]))
 
     def _show_scene(self) -> None:
         """Box, cameras and the way up."""
@@ -304,11 +328,11 @@ class Viewer:
             which = int(self._which.value)
             view = self.following.views[which]
             role = ", held out" if which in self.following.held_out else ""
-            self._name.content = f"{view.name}{role}"
+            self._name.content = literally(f"{view.name}{role}")
             try:
                 self._picture.image = read_photograph(view, BESIDE)[0].numpy()
             except SceneError as e:
-                self._name.content += f": {e}"
+                self._name.content += literally(f": {e}")
                 return
             if client is not None and client.client_id in self._looking and self._looking[client.client_id].view != which:
                 self._look(client, which)

@@ -50,7 +50,7 @@ def fake_preview(progress: float, width: int = 72, height: int = 96) -> Preview:
     normal = np.where(inside[..., None], np.stack([x, -y, z], -1) * 0.5 + 0.5, 1.0)
     light = np.clip(0.3 + 0.7 * (0.4 * x - 0.5 * y + 0.76 * z), 0, 1)
     rgb = np.where(inside[..., None], light[..., None] * np.array([0.9, 0.5, 0.25]), 1.0)
-    return Preview("0031.jpg", (rgb * 255).astype(np.uint8), (normal * 255).astype(np.uint8))
+    return Preview("0031.jpg", *((picture * 255).astype(np.uint8) for picture in (rgb, normal, rgb)))
 
 
 def main() -> None:

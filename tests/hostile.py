@@ -5,6 +5,7 @@
 
 import importlib.util
 import json
+import subprocess
 
 import numpy as np
 import rings
@@ -13,7 +14,7 @@ from PIL import Image
 from fastsurf import formats
 from fastsurf.checkpoint import load_model, read_begun, read_header
 from fastsurf.config import Config, check, load_config, to_dict, to_toml
-from fastsurf.footage import lens, up_in_picture
+from fastsurf.footage import lens, sharpest_frames, up_in_picture
 from fastsurf.formats import colmap
 from fastsurf.guard import picture
 from fastsurf.mesh import Mesh
@@ -93,6 +94,27 @@ def _heic(folder):
     pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     Image.fromarray(pixels).save(folder / "a.heic", exif=exif, quality=80)
     return [folder / "a.heic"]
+
+
+CODECS = {"mp4": "libx264", "mov": "prores", "avi": "mjpeg", "mkv": "mpeg4", "webm": "libvpx-vp9"}
+
+
+def _video(suffix, codec):
+    """Two thirds of a second, with a picture that moves; the .mp4 says that it is to be turned."""
+
+    def make(folder):
+        import imageio_ffmpeg
+
+        program, file = imageio_ffmpeg.get_ffmpeg_exe(), folder / f"a.{suffix}"
+        turned = folder / f"turned.{suffix}"
+        source = ["-v", "error", "-f", "lavfi", "-i", "testsrc=size=64x48:rate=12:duration=0.67"]
+        subprocess.run([program, *source, "-c:v", codec, "-pix_fmt", "yuv422p10le" if codec == "prores" else "yuv420p", file], check=True)
+        if suffix == "mp4":
+            subprocess.run([program, "-v", "error", "-display_rotation", "90", "-i", file, "-c", "copy", turned], check=True)
+            turned.replace(file)
+        return [file]
+
+    return make, lambda folder: list(sharpest_frames(folder / f"a.{suffix}", 4, lambda done, what: None))
 
 
 def _begun(folder):
@@ -195,3 +217,5 @@ CASES = {
 }
 if importlib.util.find_spec("pillow_heif") is not None:
     CASES["heic"] = (_heic, _look)
+if importlib.util.find_spec("imageio_ffmpeg") is not None:
+    CASES |= {f"video-{suffix}": _video(suffix, codec) for suffix, codec in CODECS.items()}

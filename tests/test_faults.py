@@ -29,6 +29,7 @@ from fastsurf.hooks import Control, Note, PhaseStarted, Saved, TrainState
 from fastsurf.locks import NAME, locked
 from fastsurf.memory import LEAST, in_parts
 from fastsurf.model import Model
+from fastsurf.output import Output
 from fastsurf.reconstruction import reconstruct
 from fastsurf.runs import eval_run, open_scene
 from fastsurf.training import Training, train
@@ -83,6 +84,20 @@ def test_what_killed_writers_left_is_swept_and_nothing_else(tmp_path):
         path.touch()
     sweep(tmp_path / "mesh.ply")
     assert set(tmp_path.iterdir()) == set(others)
+    sweep(tmp_path)
+    assert set(tmp_path.iterdir()) == {others[0], others[2]}, "in a folder whatever they wrote"
+
+
+def test_a_run_sweeps_whatever_the_one_before_left(tiny, tmp_path):
+    dead = process(["-c", ""])
+    dead.communicate()
+    for name in ("mesh.json", "config.toml", "begun.json", "poses/poses.json", "../m.obj", "../m.png", "../m.mtl"):
+        file = tmp_path / "r" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.with_name(f".{file.name}.{dead.pid}.part").touch()
+    with pytest.raises(SceneError):
+        reconstruct(tmp_path / "no scene", small(), run=tmp_path / "r", out=tmp_path / "m.obj", output=Output(texture=64))
+    assert not [path for path in tmp_path.rglob(".*.part")]
 
 
 def test_a_folder_that_takes_no_files_is_refused_before_anything_is_read(tmp_path, monkeypatch):

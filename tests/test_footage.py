@@ -1,17 +1,19 @@
 """Bare photographs and videos become a folder that COLMAP can read: whole, under plain names, with the pixels as they were stored."""
 
+import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fastsurf import footage
 from fastsurf.errors import SceneError
 from fastsurf.footage import ORIENTATION, find_footage, gather, lens, names_in, pick_frames, sharpness, up_in_picture
 from fastsurf.formats.checks import plain_name
 
 SILENT = lambda done, what: None  # noqa: E731
-LEAKS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio-ffmpeg leaves pipes to the collector
 
 
 def picture(path, size=(24, 16), mode="RGB", seed=0, **options):
@@ -211,7 +213,6 @@ def video(tmp_path_factory):
     return file
 
 
-@LEAKS
 def test_the_sharpest_frames_of_a_video_are_taken(video, tmp_path):
     pick_frames(video, tmp_path, 8, SILENT)
     assert names_in(tmp_path) == [f"frame_{k:05d}.jpg" for k in range(3, 40, 5)]
@@ -220,7 +221,6 @@ def test_the_sharpest_frames_of_a_video_are_taken(video, tmp_path):
             assert frame.size == (96, 64) and abs(np.asarray(frame, float).mean() - 100 - k) < 2
 
 
-@LEAKS
 def test_short_videos_give_more_frames_a_second_and_never_more_than_there_are(video, tmp_path):
     pick_frames(video, tmp_path, 120, SILENT)
     assert len(names_in(tmp_path)) == 24
@@ -229,7 +229,6 @@ def test_short_videos_give_more_frames_a_second_and_never_more_than_there_are(vi
     assert len(names_in(tmp_path / "few")) == 3
 
 
-@LEAKS
 def test_frames_of_a_video_without_a_steady_rate_are_taken_once(video, tmp_path):
     """Two seconds at ten frames a second, then one frame a second, as telephones save light: no gap is filled up."""
     import imageio_ffmpeg
@@ -243,12 +242,94 @@ def test_frames_of_a_video_without_a_steady_rate_are_taken_once(video, tmp_path)
     assert len(numbers) == 8 and max(numbers) < 22
 
 
-@LEAKS
 def test_what_is_no_video_is_refused(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
-    (tmp_path / "a.mp4").write_bytes(b"nothing of the kind")
+    picture(tmp_path / "a.png")
+    for data in (b"nothing of the kind", b"", (tmp_path / "a.png").read_bytes()):
+        (tmp_path / "a.mp4").write_bytes(data)
+        with pytest.raises(SceneError, match="can't be read as a video"):
+            pick_frames(tmp_path / "a.mp4", tmp_path, 10, SILENT)
+
+
+def test_lists_of_other_files_are_no_videos(video, tmp_path):
+    """ffmpeg goes by the content: what such a list names may be any file here, or an address."""
+    (tmp_path / "secret.mp4").write_bytes(video.read_bytes())
+    concat = "ffconcat version 1.0\nfile secret.mp4\n"
+    hls = "#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nsecret.mp4\n#EXT-X-ENDLIST\n"
+    for text in (concat, hls):
+        (tmp_path / "a.mp4").write_text(text)
+        with pytest.raises(SceneError, match="can't be read as a video"):
+            pick_frames(tmp_path / "a.mp4", tmp_path, 10, SILENT)
+
+
+def test_what_is_left_of_a_cut_video_is_taken(video, tmp_path):
+    import imageio_ffmpeg
+
+    whole, cut = tmp_path / "whole.mkv", tmp_path / "cut.mkv"
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(video), "-c:v", "mjpeg", str(whole)], check=True)
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (tmp_path / "out").mkdir()
+    pick_frames(cut, tmp_path / "out", 4, SILENT)
+    numbers = [int(name[6:11]) for name in names_in(tmp_path / "out")]
+    assert len(numbers) == 4 and 10 < max(numbers) < 25
+
+
+def test_frames_of_absurd_size_and_none_at_all_are_refused(video, tmp_path, monkeypatch):
+    import imageio_ffmpeg
+
+    limits = [*footage.WITHIN_LIMITS[:-1], str(96 * 64 - 1)]
+    with monkeypatch.context() as m:
+        m.setattr(footage, "WITHIN_LIMITS", limits)
+        with pytest.raises(SceneError, match=r"can't be read as a video \(Picture size 96x64 exceeds"):
+            pick_frames(video, tmp_path, 10, SILENT)
+    words = ["-v", "error", "-i", str(video), "-frames:v", "0", "-c", "copy", str(tmp_path / "none.mkv")]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *words], check=True)
     with pytest.raises(SceneError, match="can't be read as a video"):
+        pick_frames(tmp_path / "none.mkv", tmp_path, 10, SILENT)
+    assert sharpness(np.zeros((1, 1), np.uint8)) == sharpness(np.zeros((2, 5000), np.uint8)) == 0.0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the memory of another process")
+def test_what_needs_too_much_memory_is_refused(tmp_path, monkeypatch):
+    """A small file may have ffmpeg keep sixteen frames of any size."""
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    words = ["-v", "error", "-f", "lavfi", "-i", "color=size=1920x1600:rate=10:duration=2", "-c:v", "libx264", "-preset", "ultrafast"]
+    subprocess.run([ffmpeg.get_ffmpeg_exe(), *words, "-refs", "16", str(tmp_path / "a.mp4")], check=True)
+    assert (tmp_path / "a.mp4").stat().st_size < 50_000
+    monkeypatch.setattr(footage, "MOST_MEMORY", 100 << 20)
+    monkeypatch.setattr(footage, "MOST_SILENCE", 2)  # it doesn't always end by itself
+    with pytest.raises(SceneError, match="more than 100 MiB of memory"):
         pick_frames(tmp_path / "a.mp4", tmp_path, 10, SILENT)
+    monkeypatch.undo()
+    pick_frames(tmp_path / "a.mp4", tmp_path, 3, SILENT)
+    assert len(names_in(tmp_path)) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_is_no_video(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    assert find_footage(tmp_path) is None and find_footage(tmp_path / "a.mp4") is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stands in a shell script for ffmpeg")
+def test_a_silent_ffmpeg_is_ended(video, tmp_path, monkeypatch):
+    """One that neither ends nor says anything."""
+    import imageio_ffmpeg
+
+    (tmp_path / "ffmpeg").write_text("#!/bin/sh\nexec sleep 100\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(tmp_path / "ffmpeg"))
+    monkeypatch.setattr(footage, "MOST_SILENCE", 1)
+    with pytest.raises(SceneError, match="ffmpeg said nothing for 1 s"):
+        pick_frames(video, tmp_path, 3, SILENT)
+
+
+def test_who_stops_looking_ends_ffmpeg(video):
+    frames = footage.sharpest_frames(video, 4, SILENT)
+    assert next(frames)[1].shape == (64, 96, 3)
+    frames.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_missing_libraries_are_named(tmp_path, monkeypatch):

@@ -1,8 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from solids import Sphere, parallel_rays
 
 from fastsurf.compositing import Rendering
+from fastsurf.pictures import NEAREST, STEEPEST, orbit_of, orbit_rays
 from fastsurf.render import Samples, render_surface, render_unified, render_volume
 
 
@@ -75,3 +77,42 @@ def test_rays_that_miss_the_box_see_the_background():
     missing = make_rays(rays.origins, rays.directions)
     rendering = render_unified(missing, Sphere(), 0.1, Samples(4, 4), white)[0]
     assert (rendering.rgb == 1).all() and (rendering.opacity == 0).all()
+
+
+def around(azimuths, elevation, distance=3.0):
+    """Places of cameras (n, 3) round z."""
+    flat = np.cos(elevation)
+    return distance * np.stack([flat * np.cos(azimuths), flat * np.sin(azimuths), np.full_like(azimuths, np.sin(elevation))], -1)
+
+
+def test_an_orbit_goes_all_the_way_round_where_cameras_did():
+    orbit = orbit_of(around(np.linspace(0.0, 2 * np.pi, 9)[:-1], 0.4), np.array([0.0, 0, 1]), 12, 0.7)
+    assert np.diff(orbit.azimuths) == pytest.approx(2 * np.pi / 12) and orbit.elevation == pytest.approx(0.4)
+    for rays in orbit_rays(orbit, 3):
+        middle, up = rays.directions[4], rays.directions[1] - rays.directions[7]
+        assert torch.allclose(-rays.origins[4] / 3.0, middle, atol=1e-6) and up[2] > 0, "it looks at the middle, upright"
+        across = torch.arccos(rays.directions[3] @ rays.directions[5])
+        assert float(across) == pytest.approx(2 * np.arctan(np.tan(0.35) * 2 / 3), abs=1e-3), "from the outer pixels' centres"
+
+
+@pytest.mark.parametrize("up", [(0.0, 0, 1), (0.0, -1, 0), (0.6, 0.0, 0.8)])
+def test_an_orbit_stays_before_the_side_that_was_photographed(up):
+    """There and back between the outermost cameras, without a jump, at their height and distance; so whichever way is up."""
+    seen = np.array([-2.9, 2.6, -2.5, 2.9, 3.1])  # across the seam of angles
+    turn = np.linalg.qr(np.array([up, (0.1, 0.9, 0.3), (0.9, 0.2, -0.1)]).T)[0][:, [1, 2, 0]]
+    turn = turn * np.array([1.0, 1.0, np.sign(turn[:, 2] @ up)])
+    orbit = orbit_of(around(seen, -0.1, 2.5) @ turn.T, np.array(up), 16, 0.7)
+    places = np.stack([rays.origins[0].numpy() for rays in orbit_rays(orbit, 1)]) @ turn
+    azimuths = np.arctan2(places[:, 1], places[:, 0]) % (2 * np.pi)
+    assert azimuths.min() == pytest.approx(2.6, abs=1e-5) and azimuths.max() == pytest.approx(2 * np.pi - 2.5, abs=1e-5)
+    steps = np.diff(azimuths, append=azimuths[0])
+    assert np.abs(steps).max() < 0.3 and (steps > 0).sum() == (steps < 0).sum() == 8
+    np.testing.assert_allclose(np.linalg.norm(places, axis=1), 2.5, rtol=1e-5)
+    np.testing.assert_allclose(places[:, 2] / 2.5, np.sin(-0.1), atol=1e-5)
+
+
+def test_an_orbit_of_cameras_anywhere_is_one():
+    for centers in (np.zeros((2, 3)), around(np.zeros(3), np.pi / 2), around(np.zeros(2), -1.5, 0.3)):
+        orbit = orbit_of(centers, np.array([0.0, 0, 1]), 4, 0.7)
+        assert abs(orbit.elevation) <= STEEPEST and orbit.radius >= NEAREST
+        assert all(rays.directions.isfinite().all() for rays in orbit_rays(orbit, 2))

@@ -3,6 +3,8 @@
 What needs viser, TensorBoard, or Playwright and Chromium besides is skipped where they are not installed.
 """
 
+import errno
+import html
 import importlib.util
 import io
 import json
@@ -13,7 +15,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +29,17 @@ from fastsurf.cameras import Camera, project, unproject, up_of
 from fastsurf.cli import main
 from fastsurf.config import load_config
 from fastsurf.errors import CheckpointError, UsageError
+from fastsurf.files import png
 from fastsurf.following import CURVE, Following, Log
-from fastsurf.hooks import PhaseDone, PhaseStarted, Preview, TrainState
+from fastsurf.hooks import Note, PhaseDone, PhaseStarted, Preview, TrainState
 from fastsurf.mesh import Mesh
 from fastsurf.meshio import write_mesh
+from fastsurf.pictures import preview_png
 from fastsurf.pinhole import OUTSIDE, fitting_view, through_pinhole
 from fastsurf.rays import box_edges
 from fastsurf.reconstruction import reconstruct
 from fastsurf.ui.jsonlines import JsonLines
-from fastsurf.viewer import Looking, as_glb, free_port, status
+from fastsurf.viewer import Looking, as_glb, free_port, literally, status
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 COLOUR = (180, 120, 60)
@@ -111,7 +115,7 @@ def test_a_long_curve_is_thinned_evenly(tmp_path):
 def test_what_is_seen_of_a_run(finished, tiny):
     before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(finished.rglob("*"))}
     following = Following(finished)
-    assert following.update() == {"log", "scene", "mesh", "points"} and following.update() == set() and following.problems == {}
+    assert following.update() == {"log", "preview", "scene", "mesh", "points"} and following.update() == set() and following.problems == {}
     assert before == {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(finished.rglob("*"))}, "nothing is written"
     views = tiny.capture.views
     np.testing.assert_allclose([v.center for v in following.views], tiny.to_scene(np.stack([v.center for v in views])), atol=1e-9)
@@ -119,6 +123,10 @@ def test_what_is_seen_of_a_run(finished, tiny):
     assert following.held_out == set(tiny.test) != set()
     np.testing.assert_allclose(following.up, [0, 0, 1], atol=0.2)
     assert following.mesh_name == "mesh.ply" and np.abs(following.mesh.vertices).max() < 1.001 and following.points is None
+    assert (following.preview.view, following.preview.step) == (views[tiny.test[0]].name, 24)
+    photo = tiny.images[tiny.test[0]].numpy()
+    np.testing.assert_array_equal(following.preview.pixels[:, : photo.shape[1]], photo)
+    assert following.preview.pixels.shape == (len(photo), 3 * photo.shape[1], 3)
     said = status(following)
     assert said.startswith("**finished**") and "| step | 24 (100%) |" in said and f"mesh.ply, {len(following.mesh.faces):,} faces" in said
     assert "| photographs | 14, 2 held out |" in said
@@ -128,7 +136,7 @@ def test_a_run_is_followed_as_it_changes(run):
     mesh, checkpoint = run / "mesh.ply", run / "checkpoint.safetensors"
     saved = checkpoint.read_bytes()
     begun, first = (run / "begun.json").read_bytes(), (run / "first_mesh.ply").read_bytes()
-    for file in (mesh, checkpoint, run / "begun.json", run / "first_mesh.ply"):
+    for file in (mesh, checkpoint, run / "begun.json", run / "first_mesh.ply", run / "preview.png"):
         file.unlink()
     following = Following(run)
     assert following.update() == {"log"} and following.header is None and "when the photographs are read" in status(following)
@@ -159,6 +167,80 @@ def test_a_run_is_followed_as_it_changes(run):
     mesh.write_bytes(b"ply\nnonsense")
     assert following.update() == {"mesh"} and following.update() == set()
     assert "mesh.ply" in following.problems["mesh"] and "mesh.ply" in status(following)
+    preview = Preview("b.png", *(np.full((4, 6, 3), level, np.uint8) for level in (10, 20, 30)))
+    (run / "preview.png").write_bytes(preview_png(preview, 7))
+    assert following.update() == {"preview"} and (following.preview.view, following.preview.step) == ("b.png", 7)
+    assert following.preview.pixels[0, ::6, 0].tolist() == [30, 10, 20]
+    (run / "preview.png").write_bytes(png(preview.rgb))
+    assert following.update() == {"preview"} and (following.preview.view, following.preview.step) == ("", None)
+    (run / "preview.png").write_bytes(b"nonsense")
+    assert following.update() == {"preview"} and following.preview is None and "preview.png" in status(following)
+    (run / "preview.png").unlink()
+    assert following.update() == {"preview"} and "preview" not in following.problems
+
+
+def test_previews_are_there_as_they_come(tiny, tmp_path):
+    """In the run as they go to the hooks, each with its step; the last one is of a held-out view."""
+    run, told, found = tmp_path / "r", [], []
+
+    def look(event):
+        if found and found[-1] is None:
+            following = Following(run)
+            following.update()
+            found[-1] = following.preview
+        if isinstance(event, Preview):
+            told.append(event)
+            found.append(None)
+
+    reconstruct(tiny, load_config(None, [*SMALL, "train.preview_every=0"]), run=run, hooks=[look])
+    assert [shown.step for shown in found] == list(range(1, 25)) and len({shown.view for shown in found}) == len(tiny.train)
+    for event, shown in zip(told, found, strict=True):
+        np.testing.assert_array_equal(shown.pixels, np.concatenate([event.photo, event.rgb, event.normal], axis=1))
+        assert shown.view == event.view
+
+
+def test_a_disk_without_room_for_previews_is_told_once(tiny, tmp_path, monkeypatch):
+    from fastsurf import reconstruction
+
+    write, seen = reconstruction.write_whole, []
+
+    def full(path, data):
+        if path.name == "preview.png":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, data)
+
+    monkeypatch.setattr(reconstruction, "write_whole", full)
+    result = reconstruct(tiny, load_config(None, [*SMALL, "train.preview_every=0"]), run=tmp_path / "r", hooks=[seen.append])
+    trained = next(k for k, event in enumerate(seen) if isinstance(event, PhaseDone) and event.name == "train")
+    told = [event for event in seen[:trained] if isinstance(event, Note) and "the preview could not be written" in event.text]
+    assert len(told) == 2, "the last one, which is another, is tried all the same"
+    assert result.state.step == 24 and sum(isinstance(event, Preview) for event in seen) == 24 and not (tmp_path / "r/preview.png").exists()
+
+
+def test_words_out_of_files_stay_words():
+    """The page takes HTML in Markdown for its own."""
+    evil = "<iframe srcdoc='<script>alert(1)</script>'> ![x](/etc/passwd) `a` | *b* &lt; _c_"
+    assert not set(literally(evil)) & set("<>![]()`|*_'=") and html.unescape(literally(evil)) == evil
+    assert literally("a photograph.png, 2/3: größe") == "a photograph.png, 2/3: größe"
+
+
+@needs_viser
+def test_notes_and_names_are_shown_as_they_stand(run):
+    from fastsurf.viewer import Viewer
+
+    evil = "<img src=x onerror=alert(1)>"
+    with open(run / "log.jsonl", "a") as file:
+        for event in ({"event": "note", "text": evil}, {"event": "phase", "name": evil, "detail": ""}):
+            file.write(json.dumps(event | {"time": 0.0}) + "\n")
+    preview = Preview(evil, *(np.full((4, 6, 3), level, np.uint8) for level in (10, 20, 30)))
+    (run / "preview.png").write_bytes(preview_png(preview, 1234))
+    with Viewer(run) as viewer:
+        viewer.following.views = tuple(replace(view, name=evil) for view in viewer.following.views)
+        viewer._pick(None)
+        texts = [viewer._status.content, viewer._preview_of.content, viewer._name.content]
+        assert all(evil in html.unescape(text) and evil not in text for text in texts)
+        assert viewer._preview_of.content.startswith("step 1,234 · ") and viewer._preview_place.visible
+        assert viewer._preview.image.shape[1] >= 480 and viewer._preview.image[0, 0, 0] == 30
 
 
 def test_cameras_and_box_are_there_before_anything_is_learned(tiny_folder, tiny, tmp_path):
@@ -368,7 +450,7 @@ def test_tensorboard_reads_back_what_was_written(tmp_path):
     for state in steps:
         board(state)
         now[0] += 0.125
-    board(Preview("a.png", np.full((6, 8, 3), 200, np.uint8), np.zeros((6, 8, 3), np.uint8)))
+    board(Preview("a.png", *(np.full((6, 8, 3), level, np.uint8) for level in (200, 0, 100))))
     board.close()
     read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()

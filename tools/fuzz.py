@@ -3,8 +3,9 @@
 
 Each input has to load or to be refused by a FastsurfError of one line. Anything else is a finding: another exception or a warning, two
 seconds of work, more memory than the limit, a file opened that isn't the scene's, a file written, a crash. The reader runs in a child whose
-memory is limited. Where atheris is installed (pip install 'fastsurf[fuzz]'), coverage leads the search through the Python parts; without
-it, inputs are changed at random. The input behind each finding is kept in --out.
+memory is limited; so is that of ffmpeg, which videos are handed to, and which may work for as long as a child may stay silent. Where
+atheris is installed (pip install 'fastsurf[fuzz]'), coverage leads the search through the Python parts; without it, inputs are changed at
+random. The input behind each finding is kept in --out.
 """
 
 import argparse
@@ -31,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 SLOW = 2.0  # seconds of work
 STUCK = 20.0  # seconds without a sign of life
-MEMORY = 3 << 30  # bytes beyond what the libraries take
+MEMORY = 2 << 30  # bytes beyond what the libraries take
 NUMBERS = (0, 1, -1, 127, 255, 256, 65535, 1 << 31, (1 << 31) - 1, (1 << 32) - 1, 1 << 60, (1 << 63) - 1, (1 << 64) - 1)
 WORDS = ("nan", "inf", "-inf", "1e308", "-1e308", "1e-320", "0", "-0.0", "9" * 400, "", "x", "../../../etc/passwd", "/etc/passwd",
          "C:\\x.png", "a\x00b", "\x1b[2J", "a\nb", "a" * 5000, "[[[[", "1e999")  # fmt: skip
@@ -143,20 +144,29 @@ class Watch:
     def __init__(self, home: Path) -> None:
         self.on, self.seen = False, ""
         self._allowed = (str(home), sys.prefix, sys.base_prefix, str(HERE.parent), "/proc/self", "/sys", "/dev/null")
+        self._nameless = (tempfile.gettempdir(), os.devnull)  # which may be written to: nothing is left there
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, args: tuple[Any, ...]) -> None:
         if not self.on or event not in ("open", "os.remove", "os.rename", "os.mkdir", "os.system", "subprocess.Popen", "socket.connect"):
             return
         path = os.fsdecode(args[0]) if isinstance(args[0], str | bytes) else str(args[0])
+        if event == "subprocess.Popen" and Path(path).name.startswith("ffmpeg"):
+            return
         if event != "open":
             self.seen = f"{event} {path}"
-        elif isinstance(args[0], int):
+        elif isinstance(args[0], int) or path in self._nameless:
             return
         elif not os.path.abspath(path).startswith(self._allowed):
             self.seen = f"opened {path}"
         elif "__pycache__" not in path and (int(args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or set(str(args[1])) & set("wax+")):
             self.seen = f"wrote {path}"
+
+
+def work_of_others() -> float:
+    """Seconds of processors that this process's children took."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def work(name: str, seconds: float, seed: int, out: Path, engine: str) -> None:
@@ -189,7 +199,7 @@ def work(name: str, seconds: float, seed: int, out: Path, engine: str) -> None:
     def one(file: Path, data: bytes) -> None:
         last.write_bytes(file.name.encode() + b"\n" + data)
         file.write_bytes(data)
-        began, watch.seen, watch.on, found = time.process_time(), "", True, ""
+        began, before, watch.seen, watch.on, found = time.process_time(), work_of_others(), "", True, ""
         try:
             reader.read(home)
             state["loaded"] += 1
@@ -200,9 +210,10 @@ def work(name: str, seconds: float, seed: int, out: Path, engine: str) -> None:
             place = next((f for f in reversed(traceback.extract_tb(e.__traceback__)) if "fastsurf/" in f.filename), None)
             found = f"{type(e).__name__} at {Path(place.filename).name}:{place.lineno}: {str(e)[:100]}" if place else repr(e)[:200]
         watch.on = False
-        took = time.process_time() - began
-        state["slowest"] = max(state["slowest"], took)
-        found = found or (f"took {took:.1f} s" if took > SLOW else "") or watch.seen
+        took, others, peak = time.process_time() - began, work_of_others() - before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        state["slowest"], state["peak_kb"] = max(state["slowest"], took + others), peak
+        found = found or (f"took {took + others:.1f} s" if took > SLOW or others > STUCK else "") or watch.seen
+        found = found or (f"ffmpeg took {peak >> 10} MiB" if peak << 10 > MEMORY else "")
         file.write_bytes(good[file])
         state["inputs"] += 1
         if found:
