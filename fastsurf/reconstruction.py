@@ -27,7 +27,7 @@ from .backends.native import NativeBackend
 from .cameras import load_pycolmap
 from .checkpoint import read_header, resume, save_begun, save_checkpoint
 from .child import ChildError
-from .config import Config, LossConfig, check, to_toml
+from .config import Config, LossConfig, SceneConfig, check, to_toml
 from .doctor import findings
 from .encoding import stable_finest
 from .errors import MeshError, ResourceError, SceneError, UsageError, lacks_memory
@@ -35,6 +35,7 @@ from .export import Surface, paint, record, scale_factor
 from .export import write as write_out
 from .extraction import BATCH
 from .files import check_writable, sweep, whole, write_whole
+from .formats.checks import ignore_folder, mask_folder
 from .formats.transforms import written
 from .hooks import Control, Event, Hook, MeshProgress, Note, Phases, Saved, TrainState, announce, within
 from .info import suggested_resolution
@@ -188,6 +189,7 @@ def _reconstruct(
     phases = Phases(events)
     if not isinstance(source, Scene) and format is None and is_bare(Path(source)):
         with phases("poses") as phase:
+            config = replace(config, scene=_with_folders(config.scene, Path(source)))
             masks = config.scene.masks if config.poses.masks == "auto" else config.poses.masks
             placed = find_poses(
                 source, run / POSES, replace(config.poses, masks=masks), seed=config.train.seed, threads=config.threads,
@@ -251,6 +253,13 @@ def _reconstruct(
             save_checkpoint(run / CHECKPOINT, training)
         phase.detail = f"{len(mesh.faces):,} faces"
     return Result(run, out or run / MESH, mesh, report, state, phases.seconds, stopped)
+
+
+def _with_folders(config: SceneConfig, photographs: Path) -> SceneConfig:
+    """Folders that may have been named from that of the photographs, in full: the scene that is made of these lies elsewhere."""
+    masks = config.masks if config.masks in ("auto", "ignore") else str(mask_folder(photographs, config.masks).resolve())
+    ignore = config.ignore if config.ignore in ("auto", "none") else str(ignore_folder(photographs, config.ignore).resolve())
+    return replace(config, masks=masks, ignore=ignore)
 
 
 def _save_begun(run: Path, scene: Scene, config: Config, backend: Backend, events: Hook) -> None:

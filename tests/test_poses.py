@@ -329,6 +329,8 @@ def test_reconstruct_finds_cameras_with_the_masks_that_it_learns_from(turntable,
     def asked(source, out, config, *, invert_masks, **rest):
         raise SceneError(f"{config.masks} {invert_masks}")
 
+    (tmp_path / "cut").mkdir()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reconstruction, "find_poses", asked)
     with pytest.raises(SceneError, match="{} {}".format(*wanted)):
         reconstruction.reconstruct(turntable.folder, load_config(None, [*sets, "backend=reference"]), run=tmp_path / "run")
@@ -477,7 +479,11 @@ def test_ctrl_c_keeps_the_database(walk, tmp_path):
 
 
 def test_reconstruct_finds_cameras_first_and_only_once(walk, tmp_path, capsys):
-    words = ["reconstruct", walk, "--run", tmp_path / "run", *TINY, "--quiet"]
+    """Also where a folder is named from that of the photographs."""
+    shutil.copytree(walk, tmp_path / "in")
+    (tmp_path / "in/people").mkdir()
+    Image.new("L", (24, 18)).save(tmp_path / "in/people/000.png")
+    words = ["reconstruct", tmp_path / "in", "--run", tmp_path / "run", *TINY, "--set", "scene.ignore=people", "--quiet"]
     assert run(capsys, *words)[0] == 0
     events = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [e["name"] for e in events if e["event"] == "phase"] == ["poses", "read", "train", "mesh"]
