@@ -458,11 +458,13 @@ def make_mesh(
     vertices, faces = extract(level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")), threads)
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
     if scene is not None and (least := least_shown(c, scene.masks is not None)):
-        before = len(faces)
-        vertices, faces = trim(vertices, faces, times_shown(model, scene, vertices, faces, events) >= least, c.min_component)
-        if len(faces) < before:
-            fewer = "no photograph" if least == 1 else f"fewer than {least} photographs"
-            events(Note(f"left out {1 - len(faces) / before:.0%} of the faces, which {fewer} show{'s' * (least == 1)} (mesh.shown_by)"))
+        before, fewer = len(faces), "no photograph shows" if least == 1 else f"fewer than {least} photographs show"
+        shown = times_shown(model, scene, vertices, faces, least, events) >= least
+        vertices, faces = trim(vertices, faces, shown, c.min_component)
+        if not shown.any():
+            events(Note(f"all faces stay, though {fewer} any of them (mesh.shown_by)"))
+        elif len(faces) < before:
+            events(Note(f"left out {1 - len(faces) / before:.0%} of the faces, which {fewer} (mesh.shown_by)"))
     if c.faces:
         vertices, faces = simplify(vertices, faces, c.faces)
     mesh = paint(model, center, radius, vertices, faces, c.colors, view, events)
