@@ -83,6 +83,22 @@ def test_what_lies_behind_something_else_is_not_shown(tmp_path):
     assert far.sum() > 50 and (times[far] == 0).all()
 
 
+@pytest.mark.parametrize("behind", [-1.1, -0.98])
+def test_where_the_box_cuts_a_solid_nothing_is_shown(tmp_path, behind):
+    """A wall that looks towards the cameras, with nothing before it, and just behind another one that begins outside the box."""
+    @dataclass
+    class Walls(Balls):
+        def level(self, x: Tensor) -> Tensor:
+            return torch.maximum(behind - x[:, 0], x[:, 0] + 0.95)
+
+    scene, solid = scene_of(tmp_path, (-1, 0, 0), 0.86), Walls()
+    vertices = np.array([(-0.95, y, z) for y in (-0.1, 0.1) for z in (-0.1, 0.1)])
+    faces = np.array([(0, 1, 2), (3, 2, 1)])
+    cosine, _ = cosines(scene, vertices, faces)
+    assert len(scene.train) >= 2 and (cosine > 0.8).all()
+    assert times_shown(solid, scene, vertices, faces, 1, SILENT).tolist() == ([1, 1] if behind < -1 else [0, 0])
+
+
 def test_pixels_to_ignore_show_nothing(tmp_path):
     scene, solid = scene_of(tmp_path, (1, 0, 0), 0.4), Balls()
     vertices, faces = solid.mesh(48)
