@@ -102,7 +102,7 @@ def read_coverage(view: View) -> np.ndarray:
 
 def read_ignored(file: Path, view: View) -> np.ndarray:
     """Where a picture says that pixels of a view are to be ignored, (h, w) bool."""
-    return _read_bright(file, view, "set scene.ignore=none") > 127
+    return _read_bright(file, view, "take it away") > 127
 
 
 def _read_photograph(view: View, matte: int | None) -> tuple[np.ndarray, np.ndarray]:

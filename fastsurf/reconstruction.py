@@ -27,7 +27,7 @@ from .backends.native import NativeBackend
 from .cameras import load_pycolmap
 from .checkpoint import read_header, resume, save_begun, save_checkpoint
 from .child import ChildError
-from .config import Config, LossConfig, check, to_toml
+from .config import Config, LossConfig, SceneConfig, check, to_toml
 from .doctor import findings
 from .encoding import stable_finest
 from .errors import MeshError, ResourceError, SceneError, UsageError, lacks_memory
@@ -35,6 +35,7 @@ from .export import Surface, paint, record, scale_factor
 from .export import write as write_out
 from .extraction import BATCH
 from .files import check_writable, sweep, whole, write_whole
+from .formats.checks import ignore_folder, mask_folder
 from .formats.transforms import written
 from .hooks import Control, Event, Hook, MeshProgress, Note, Phases, Preview, Saved, TrainState, announce, within
 from .info import suggested_resolution
@@ -187,6 +188,7 @@ def _reconstruct(
     phases = Phases(events)
     if not isinstance(source, Scene) and format is None and is_bare(Path(source)):
         with phases("poses") as phase:
+            config = replace(config, scene=_with_folders(config.scene, Path(source)))
             masks = config.scene.masks if config.poses.masks == "auto" else config.poses.masks
             placed = find_poses(
                 source, run / POSES, replace(config.poses, masks=masks), seed=config.train.seed, threads=config.threads,
@@ -250,6 +252,13 @@ def _reconstruct(
             save_checkpoint(run / CHECKPOINT, training)
         phase.detail = f"{len(mesh.faces):,} faces"
     return Result(run, out or run / MESH, mesh, report, state, phases.seconds, stopped)
+
+
+def _with_folders(config: SceneConfig, photographs: Path) -> SceneConfig:
+    """Folders that may have been named from that of the photographs, in full: the scene that is made of these lies elsewhere."""
+    masks = config.masks if config.masks in ("auto", "ignore") else str(mask_folder(photographs, config.masks).resolve())
+    ignore = config.ignore if config.ignore in ("auto", "none") else str(ignore_folder(photographs, config.ignore).resolve())
+    return replace(config, masks=masks, ignore=ignore)
 
 
 def _save_begun(run: Path, scene: Scene, config: Config, backend: Backend, events: Hook) -> None:
@@ -460,11 +469,13 @@ def make_mesh(
     vertices, faces = extract(level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")), threads)
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
     if scene is not None and (least := least_shown(c, scene.masks is not None)):
-        before = len(faces)
-        vertices, faces = trim(vertices, faces, times_shown(model, scene, vertices, faces, events) >= least, c.min_component)
-        if len(faces) < before:
-            fewer = "no photograph" if least == 1 else f"fewer than {least} photographs"
-            events(Note(f"left out {1 - len(faces) / before:.0%} of the faces, which {fewer} show{'s' * (least == 1)} (mesh.shown_by)"))
+        before, fewer = len(faces), "no photograph shows" if least == 1 else f"fewer than {least} photographs show"
+        shown = times_shown(model, scene, vertices, faces, least, events) >= least
+        vertices, faces = trim(vertices, faces, shown, c.min_component)
+        if not shown.any():
+            events(Note(f"all faces stay, though {fewer} any of them (mesh.shown_by)"))
+        elif len(faces) < before:
+            events(Note(f"left out {1 - len(faces) / before:.0%} of the faces, which {fewer} (mesh.shown_by)"))
     if c.faces:
         vertices, faces = simplify(vertices, faces, c.faces)
     mesh = paint(model, center, radius, vertices, faces, c.colors, view, events)

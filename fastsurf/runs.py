@@ -123,7 +123,8 @@ def mesh_run(
         if output.watertight and not mesh.closed:
             raise UsageError("a mesh that is open where the scene box cuts it (--open, mesh.closed=false) can't be watertight as well")
         view = MEAN if appearance is None else header.photograph(appearance)
-        trimmed = least_shown(mesh, masks=False) > 0
+        masks = header.config.scene.background == "auto" and header.background == "random"  # background_kind
+        trimmed = least_shown(mesh, masks) > 0
         scene = open_scene(header) if output.wants_photographs else _scene_to_trim(header, events) if trimmed else None
         scale = scale_factor(output.scale, scene.capture.views if scene is not None else ())
         made = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events, view, scene)

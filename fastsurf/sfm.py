@@ -157,7 +157,7 @@ def _map(job: dict[str, Any], scene: Path, names: list[str], say: Say, token: An
     ranked, doubted = _models(scene / "database.db", scene / "images", work / "first", job["seed"], names, say, token), 0
     if ranked:
         share, against = _contradictions(ranked[0], scene / "database.db")
-        if share < UNITED:
+        if share < UNITED and against:
             _copy_without(scene / "database.db", work / "database.db", against)
             again = _models(work / "database.db", scene / "images", work / "second", job["seed"], names, say, token)
             if again and again[0].num_reg_images() >= ranked[0].num_reg_images():
@@ -238,11 +238,21 @@ def _contradictions(model: Any, database: Path) -> tuple[float, list[tuple[int, 
             ends = ((model.images[i].camera, places[i][chosen[:, 0]]), (model.images[j].camera, places[j][chosen[:, 1]]))
             a, b = (np.asarray(camera.cam_from_img(at)).reshape(-1, 2) for camera, at in ends)
             pixel = 1 / model.images[i].camera.mean_focal_length()
+            if _turned_only(a, b, poses[i][:, :3], poses[j][:, :3]) < NEAR * pixel:
+                continue  # from one spot: which way a camera moved is noise there
             share = fit([Pair(0, 1, a, b, pixel, NEAR)], np.stack([poses[i], poses[j]])).share
             agreeing, matches = agreeing + share * n, matches + n
             if share < 0.5:
                 against.append((i, j))
     return agreeing / max(matches, 1), against
+
+
+def _turned_only(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], first: Any, second: Any) -> float:
+    """How far matches (n, 2), on the planes z = 1 of cameras turned (3, 3) to the world, are from each other had the camera only turned:
+    the median, radians."""
+    (one, other) = (np.pad(x, ((0, 0), (0, 1)), constant_values=1.0) @ turn.T for x, turn in ((a, first), (b, second)))
+    one, other = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (one, other))
+    return float(np.median(np.linalg.norm(one - other, axis=1)))
 
 
 def _copy_without(database: Path, copy: Path, pairs: Iterable[tuple[int, int]]) -> None:
@@ -296,12 +306,13 @@ def _with_distortion(model: Any, token: Any) -> Any:
     """The model with four distortion parameters, found by bundle adjustment, for cameras of many photographs, if they explain them better
     than the one that the model was made with."""
     shared = Counter(model.images[i].camera_id for i in model.reg_image_ids())
+    bent = [i for i, n in shared.items() if n >= DISTORTED and model.cameras[i].model.name == "SIMPLE_RADIAL"]
+    if not bent:
+        return model
     free = pycolmap.Reconstruction(model)
-    for i in (i for i, n in shared.items() if n >= DISTORTED and model.cameras[i].model.name == "SIMPLE_RADIAL"):
+    for i in bent:
         f, cx, cy, k = model.cameras[i].params
         free.cameras[i].model, free.cameras[i].params = pycolmap.CameraModelId.OPENCV, [f, f, cx, cy, k, 0.0, 0.0, 0.0]
-    if all(camera.model == model.cameras[i].model for i, camera in free.cameras.items()):
-        return model
     _adjust(free, pycolmap.BundleAdjustmentOptions(), token)
     model.update_point_3d_errors()
     return free if free.compute_mean_reprojection_error() < WORTH * model.compute_mean_reprojection_error() else model

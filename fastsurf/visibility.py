@@ -6,12 +6,13 @@ search a ray, however fine the mesh is. Cells are as wide as rays are apart.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .config import MeshConfig
-from .hooks import Hook
+from .hooks import Hook, MeshProgress
 from .info import pixel_footprint
 from .mesh import Bools, Faces, Floats, Ints, clean, components, dilate, face_areas
 from .model import Model
@@ -20,6 +21,7 @@ from .scene import Scene
 
 FEWEST, MOST = 16, 128  # cells along the scene box
 RAYS = 1 << 19  # of all photographs together, about
+SMALL = 0.01  # share of the shown area, below which a hidden patch is believed
 CUT = 1e-4  # scene units: what a ray meets sooner after it enters the box is the box's cut through the solid
 
 
@@ -28,20 +30,22 @@ def least_shown(config: MeshConfig, masks: bool) -> int:
     return config.shown_by if config.shown_by is not None else int(not (config.closed or masks))
 
 
-def times_shown(model: Model, scene: Scene, vertices: Floats, faces: Faces, events: Hook) -> Ints:
-    """How many of the photographs to learn from show each face, (f,).
+def times_shown(model: Model, scene: Scene, vertices: Floats, faces: Faces, enough: int, events: Hook) -> Ints:
+    """How many of the photographs to learn from show each face, (f,), counted up to `enough`.
 
     Args:
         vertices, faces: (v, 3) in scene units and (f, 3), the model's surface.
     """
-    a, b, c = (vertices[faces[:, k]].astype(np.float32) for k in range(3))
-    normals, middles = np.cross(b - a, c - a), np.asarray((a + b + c) / 3, np.float32)
+    corners = vertices.astype(np.float32)
+    a, b, c = (corners[faces[:, k]] for k in range(3))
+    normals, middles = np.cross(b - a, c - a), (a + b + c) / 3
     pixels = sum(h * w for h, w in (scene.shapes[view] for view in scene.train))
     stride = max(1, math.ceil(math.sqrt(pixels / RAYS)))
     n = int(np.clip(2 * scene.radius / (stride * pixel_footprint(scene)), FEWEST, MOST))
     facing, cells = (normals * middles).sum(1), _cells(middles, n)
-    times = np.zeros(len(faces), np.int64)
-    for view in scene.train:
+    times, left = np.zeros(len(faces), np.int64), np.arange(len(faces))  # faces that are not shown enough yet: soon few
+    for done, view in enumerate(scene.train):
+        events(MeshProgress(done / len(scene.train), "what photographs show"))
         rays, _ = scene.rays(view, stride)
         counted = rays.t_far > rays.t_near
         if scene.ignored is not None:
@@ -53,30 +57,30 @@ def times_shown(model: Model, scene: Scene, vertices: Floats, faces: Faces, even
         hit &= t > rays.t_near + CUT
         met = np.zeros((n, n, n), bool)
         met.reshape(-1)[_cells(rays[hit].at(t[hit]).numpy(), n)] = True
-        near = np.flatnonzero(dilate(met).reshape(-1)[cells])
+        near = left[dilate(met).reshape(-1)[cells[left]]]
         times[near[normals[near] @ rays.origins[0].numpy() > facing[near]]] += 1
+        left = left[times[left] < enough]
     return times
 
 
 def trim(vertices: Floats, faces: Faces, shown: Bools, min_component: float) -> tuple[Floats, Faces]:
-    """The part of a mesh that is shown, and what lies hidden in patches that are small enough to be believed.
+    """The part of a mesh that is shown, with small hidden patches; all of it where nothing is shown.
 
     Args:
         vertices, faces: (v, 3) and (f, 3).
         shown: (f,).
-        min_component: share of the shown area below which a hidden patch stays, and of the largest component's below which what is then
-            left of the mesh is dropped.
+        min_component: as for `clean`, of what is then left.
     """
     if not shown.any():
         return vertices, faces
     area, hidden, kept = face_areas(vertices, faces), np.flatnonzero(~shown), shown.copy()
     patch = components(vertices, faces[hidden])
-    small = np.bincount(patch, area[hidden]) < min_component * area[shown].sum()
+    small = np.bincount(patch, area[hidden]) < SMALL * area[shown].sum()
     kept[hidden[small[patch]]] = True
     return clean(vertices, faces[kept], min_component, fill_cavities=False)
 
 
-def _cells(points: npt.NDArray[np.float32], n: int) -> Ints:
+def _cells(points: npt.NDArray[Any], n: int) -> Ints:
     """The cell, of n * n * n, in which each of (m, 3) points lies."""
     x, y, z = ((points + 1) * (0.5 * n)).astype(np.int64).clip(0, n - 1).T
     cells: Ints = (x * n + y) * n + z

@@ -118,6 +118,21 @@ def test_masks_that_may_belong_to_several_photographs_or_to_none_are_refused(tmp
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_picture_with_the_whole_name_of_one_photograph_is_not_the_others(tmp_path):
+    for name in ("a.jpg", "a.webp", "b.jpg"):
+        picture(tmp_path / "in" / name)
+    mark = picture(tmp_path / "in/ignore/a.webp.png", mode="L")
+    assert gathered(tmp_path / "in", tmp_path / "out") == ["a.jpg", "a_2.jpg", "b.jpg"]
+    assert names_in(tmp_path / "out/ignore") == ["a_2.png"] and (tmp_path / "out/ignore/a_2.png").samefile(mark)
+
+
+def test_masks_may_have_underscores_where_photographs_have_blanks(tmp_path):
+    picture(tmp_path / "in/my photo 1.jpg")
+    picture(tmp_path / "in/masks/my_photo_1.png", mode="L")
+    gathered(tmp_path / "in", tmp_path / "out")
+    assert names_in(tmp_path / "out/masks") == ["my_photo_1.png"]
+
+
 def test_links_to_photographs_become_files(tmp_path):
     file = picture(tmp_path / "far/a.png")
     (tmp_path / "in").mkdir()

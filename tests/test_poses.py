@@ -1,5 +1,6 @@
 """Cameras of bare photographs: they are the true ones up to a similarity, whoever is stopped goes on, and failures say why."""
 
+import itertools
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import corner
 import numpy as np
@@ -28,7 +30,7 @@ from fastsurf.formats import load
 from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Saved
 from fastsurf.poses import find_poses, is_bare
 from fastsurf.scene import load_scene
-from fastsurf.sfm import _adjust, _with_distortion, camera_groups, likeness, pairs_of, upright
+from fastsurf.sfm import _adjust, _contradictions, _with_distortion, camera_groups, likeness, pairs_of, upright
 
 SIDE = 300  # pixels of the turntable's photographs
 MODEL_FILES = ("cameras.bin", "images.bin", "points3D.bin")
@@ -327,6 +329,8 @@ def test_reconstruct_finds_cameras_with_the_masks_that_it_learns_from(turntable,
     def asked(source, out, config, *, invert_masks, **rest):
         raise SceneError(f"{config.masks} {invert_masks}")
 
+    (tmp_path / "cut").mkdir()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reconstruction, "find_poses", asked)
     with pytest.raises(SceneError, match="{} {}".format(*wanted)):
         reconstruction.reconstruct(turntable.folder, load_config(None, [*sets, "backend=reference"]), run=tmp_path / "run")
@@ -475,7 +479,11 @@ def test_ctrl_c_keeps_the_database(walk, tmp_path):
 
 
 def test_reconstruct_finds_cameras_first_and_only_once(walk, tmp_path, capsys):
-    words = ["reconstruct", walk, "--run", tmp_path / "run", *TINY, "--quiet"]
+    """Also where a folder is named from that of the photographs."""
+    shutil.copytree(walk, tmp_path / "in")
+    (tmp_path / "in/people").mkdir()
+    Image.new("L", (24, 18)).save(tmp_path / "in/people/000.png")
+    words = ["reconstruct", tmp_path / "in", "--run", tmp_path / "run", *TINY, "--set", "scene.ignore=people", "--quiet"]
     assert run(capsys, *words)[0] == 0
     events = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert [e["name"] for e in events if e["event"] == "phase"] == ["poses", "read", "train", "mesh"]
@@ -554,6 +562,39 @@ def test_four_distortion_parameters_where_they_explain_more(n, true, finer):
         np.testing.assert_allclose(camera.params[6:], true[2:], atol=2e-3)
     else:
         assert made is model and made.compute_mean_reprojection_error() == before
+
+
+def test_pairs_that_contradict_a_model_are_told(tmp_path):
+    """Those of a photograph that stands where it should not. Photographs from one spot contradict nothing: which way the camera moved
+    between them is noise."""
+    import pycolmap
+
+    rng, target, focal = np.random.default_rng(0), np.zeros(3), 500.0
+    centers = np.array([(4, 0, 0), (4, 0, 0), (4, 0, 0), (3.6, 1.8, 0), (2.8, 2.8, 0), (0, 4, 0)]) + rng.normal(0, 1e-5, (6, 3))
+    poses = [looking_at(center, target) for center in centers]
+    wrong = looking_at((0, 0, 4), target)
+    x = rng.uniform(-1, 1, (200, 3))
+    with pycolmap.Database.open(tmp_path / "database.db") as db:
+        camera = pycolmap.Camera(camera_id=1, model="SIMPLE_PINHOLE", width=640, height=480, params=[focal, 320.0, 240.0])
+        db.write_camera(camera, True)
+        for i, c2w in enumerate(poses, 1):
+            db.write_image(pycolmap.Image(image_id=i, name=str(i), camera_id=1), True)
+            local = (x - c2w[:, 3]) @ c2w[:, :3]
+            at = focal * local[:, :2] / local[:, 2:] + (320, 240) + rng.normal(0, 0.3, (len(x), 2))
+            db.write_keypoints(i, at.astype(np.float32))
+        same = np.stack([np.arange(len(x), dtype=np.uint32)] * 2, 1)
+        for i, j in itertools.combinations(range(1, 7), 2):
+            db.write_two_view_geometry(i, j, pycolmap.TwoViewGeometry(inlier_matches=same))
+
+    def judged(poses):
+        turned = [pycolmap.Rigid3d(c2w).inverse() for c2w in poses]
+        images = {i: SimpleNamespace(camera=camera, cam_from_world=lambda rigid=rigid: rigid) for i, rigid in enumerate(turned, 1)}
+        return _contradictions(SimpleNamespace(images=images, reg_image_ids=lambda: list(images)), tmp_path / "database.db")
+
+    assert judged(poses) == (1.0, [])
+    share, against = judged([*poses[:5], wrong])
+    assert share < 0.8 and sorted(against) == [(i, 6) for i in range(1, 6)]
+    assert judged(poses[:1]) == (0.0, [])
 
 
 def test_cameras_are_shared_as_asked(tmp_path):

@@ -351,24 +351,28 @@ def ignored_for(folder: Path, names: Sequence[str]) -> list[Path | None]:
     if not any(found) and (others := _pictures(folder)):
         raise SceneError(
             f"{folder}: none of its {len(others)} pictures is named as a photograph, such as {Path(names[0]).stem}.png; "
-            "rename them, or set scene.ignore=none"
+            "rename them, or take the folder away (reconstruct: --set scene.ignore=none)"
         )
     return found
 
 
 def pictures_for(folder: Path, names: Sequence[str]) -> list[Path | None]:
     """For each photograph the picture in a folder or below that is named after it: by stem, or by whole name with another extension
-    behind, as it is called now or as it was before it was converted (footage.py).
+    behind, as it is called now or elsewhere, before or after it was converted and its blanks became underscores (footage.py).
 
     Raises:
         SceneError: one that would belong to several photographs.
     """
     by_name = {file.relative_to(folder).with_suffix("").as_posix(): file for file in _pictures(folder)}
     by_name = {plain_name(name): file for name, file in by_name.items()} | by_name
-    found = [next((by_name[known] for known in _called(name) if known in by_name), None) for name in names]
+    own = set(names)
+    found = []
+    for name in names:
+        called = (known for known in (*_called(name), *_called(plain_name(name))) if known == name or known not in own)
+        found.append(next((by_name[known] for known in called if known in by_name), None))
     for file, uses in Counter(filter(None, found)).most_common(1):
         if uses > 1:
-            how = "want masks in sub-folders as the photographs"
+            how = f"want whole names, such as {Path(names[found.index(file)]).name}.png, and sub-folders as the photographs have them"
             raise SceneError(f"{file} would be the mask of {uses} photographs with the same stem; {how}")
     return found
 
