@@ -238,14 +238,17 @@ class MeshAgain:
 
 @dataclass(frozen=True)
 class Render:
-    """Colour, depth and normal pictures of a run's views, or of an orbit round it, also as an animation; or depth for other programs."""
+    """Colour, depth and normal pictures of a run's views, or of an orbit round it, also as an animation; or depth for other programs.
+
+    Stopped with Ctrl-C, the same command goes on where it was.
+    """
 
     run: RunArgument = None
     """run folder"""
     views: Annotated[Literal["test", "train", "orbit"], arg(metavar="test|train|orbit", help_behavior_hint="")] = "orbit"
     """which views"""
     out: OutFolder = None
-    """folder for the pictures; RUN/VIEWS if not given"""
+    """folder for the pictures; if not given RUN/VIEWS, with --depth RUN/VIEWS_depth"""
     appearance: Annotated[str | None, arg(metavar="PHOTO|mean", help_behavior_hint="")] = None
     """all pictures as when that photograph was taken, of a run of --method wild"""
     format: Annotated[Literal["webp", "gif", "mp4"], arg(metavar="webp|gif|mp4", help_behavior_hint="")] = "webp"
@@ -260,6 +263,8 @@ class Render:
     """what computes"""
     force: Flag = False
     """overwrite pictures in a folder that exists"""
+    json: JsonFile = None
+    """write progress as JSON lines, - for stdout"""
     quiet: Flag = False
     """show nothing but errors"""
 
