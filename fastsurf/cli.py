@@ -125,21 +125,35 @@ class Kept:
     """A hook that remembers what a stopped command can go on from."""
 
     def __init__(self) -> None:
+        self.folder: Path | None = None  # of many things, each finished or not
         self.checkpoint: Path | None = None
         self.database: Path | None = None
+        self.pictures: Path | None = None  # their folder
+        self.files: list[Path] = []  # meshes and points
 
     def __call__(self, event: "Event") -> None:
         from .hooks import Saved
 
-        if isinstance(event, Saved) and event.what == "checkpoint":
-            self.checkpoint = event.path
-        if isinstance(event, Saved) and event.what == "database":
-            self.database = event.path
+        match event:
+            case Saved("checkpoint", path):
+                self.checkpoint = path
+            case Saved("database", path):
+                self.database = path
+            case Saved("picture", path):
+                self.pictures = path.parent
+            case Saved("mesh" | "points", path):
+                self.files.append(path)
 
     def __str__(self) -> str:
+        if self.folder is not None:
+            return f"what is finished stays in {self.folder}, and the same command goes on"
         if self.checkpoint is not None:
             return f"the last checkpoint is {self.checkpoint}"
-        return "nothing was saved" if self.database is None else f"{self.database} is kept: the same command goes on from there"
+        if self.database is not None:
+            return f"{self.database} is kept: the same command goes on from there"
+        if self.pictures is not None:
+            return f"the pictures made so far are in {self.pictures}: the same command goes on from there"
+        return f"finished before: {', '.join(map(str, self.files))}" if self.files else "nothing was saved"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,17 +193,17 @@ def _run(args: list[str], interrupt: Interrupt, kept: Kept) -> int:
         case o.Reconstruct() as wanted:
             return reconstruct(wanted, interrupt, kept)
         case o.MeshAgain() as wanted:
-            return mesh(wanted)
+            return mesh(wanted, kept)
         case o.Render() as wanted:
-            return render(wanted)
+            return render(wanted, kept)
         case o.Eval() as wanted:
             return evaluate(wanted)
         case o.View() as wanted:
             return view(wanted)
         case o.Compare() as wanted:
-            return compare(wanted)
+            return compare(wanted, kept)
         case o.Batch() as wanted:
-            return batch(wanted, interrupt)
+            return batch(wanted, interrupt, kept)
         case o.Demo() as wanted:
             return demo(wanted, interrupt, kept)
         case o.Completion() as wanted:
@@ -367,7 +381,7 @@ def reconstruct(o: "Reconstruct", interrupt: Interrupt, kept: Kept) -> int:
     return STOPPED if result.stopped else 0
 
 
-def mesh(o: "MeshAgain") -> int:
+def mesh(o: "MeshAgain", kept: Kept) -> int:
     """`fastsurf mesh RUN`."""
     run = _wanted(o.run, "mesh wants a RUN: the folder that a reconstruction left")
     out = _wanted(o.out, "mesh wants -o FILE: .ply, .obj, .glb or .stl")
@@ -384,9 +398,10 @@ def mesh(o: "MeshAgain") -> int:
             from .runs import mesh_run
 
             made, report = mesh_run(run, path, resolution=o.resolution, closed=False if o.open else None, backend=o.backend or "auto",
-                            hooks=[display], density=density, appearance=o.appearance, output=output)  # fmt: skip
+                            hooks=[kept, display], density=density, appearance=o.appearance, output=output)  # fmt: skip
         if not o.quiet:
-            then = shlex.join(["fastsurf", "eval", str(run), "--mesh", str(path), "--gt", "MESH"])
+            words = ["render", str(run), "--views", "orbit"] if output.points else ["eval", str(run), "--mesh", str(path), "--gt", "MESH"]
+            then = shlex.join(["fastsurf", *words])
             _say(_closing(path, made, report, output, phase.seconds, then, False), sys.stdout)
     return 0
 
@@ -401,7 +416,7 @@ def _densities(text: str) -> list[float]:
     return densities
 
 
-def render(o: "Render") -> int:
+def render(o: "Render", kept: Kept) -> int:
     """`fastsurf render RUN`."""
     run = _wanted(o.run, "render wants a RUN: the folder that a reconstruction left")
     if o.depth and (o.views == "orbit" or o.appearance is not None or o.renderer is not None):
@@ -409,20 +424,28 @@ def render(o: "Render") -> int:
     if o.scale is not None and not o.depth:
         raise UsageError("--scale is of --depth: other pictures have no units")
     out = o.out or run / (f"{o.views}_depth" if o.depth else f"{o.views}_as_{o.renderer.resolve().stem}" if o.renderer else o.views)
+    backend, scale = o.backend or "auto", (o.scale or "1") if o.depth else None
+    go_on = False
     if out.is_dir() and any(out.iterdir()) and not o.force:
-        raise UsageError(f"{out} is not empty: --force writes into it, -o DIR takes another folder")
-    with _display(None, o.quiet, run.name, ("render",)) as display, _phase("render", display):
+        from .runs import begun
+
+        go_on = begun(run, o.views, out, backend, appearance=o.appearance, renderer=o.renderer, depth_scale=scale).begun
+        if not go_on:
+            raise UsageError(f"{out} is not empty: --force writes into it, -o DIR takes another folder")
+    with _display(o.json, o.quiet, run.name, ("render",)) as display, _json_lines(o.json, o.force or go_on, go_on) as lines:
+        from .hooks import announce
         from .runs import depth_run, render_run
 
-        backend = o.backend or "auto"
-        if o.depth:
-            written = depth_run(run, o.views, out, backend=backend, hooks=[display], scale=o.scale or "1")
-        else:
-            written = render_run(
-                run, o.views, out, backend=backend, hooks=[display], appearance=o.appearance, renderer=o.renderer, animation=o.format
-            )
+        hooks: list[Hook] = [kept, lines, display]
+        with _phase("render", announce(hooks)):
+            if scale is not None:
+                written = depth_run(run, o.views, out, backend=backend, hooks=hooks, scale=scale)
+            else:
+                written = render_run(
+                    run, o.views, out, backend=backend, hooks=hooks, appearance=o.appearance, renderer=o.renderer, animation=o.format
+                )
     if not o.quiet:
-        _say([f"{len(written)} {'files' if o.depth else 'pictures'} in {out}"], sys.stdout)
+        _say([f"{len(written)} files in {out}"], _people(o.json))
     return 0
 
 
@@ -461,7 +484,7 @@ def view(o: "View") -> int:
         return 0
 
 
-def compare(o: "Compare") -> int:
+def compare(o: "Compare", kept: Kept) -> int:
     """`fastsurf compare SCENE`."""
     from .metrics import read_thresholds
     from .options import contenders
@@ -470,14 +493,12 @@ def compare(o: "Compare") -> int:
     out = o.out or Path("compare") / _name(path)
     rows = contenders(o)
     thresholds = read_thresholds(o.thresholds) if o.thresholds is not None else ()
-    try:
-        with _display(o.json, o.quiet, f"compare {_name(path)}", tuple(row.name for row in rows)) as display, \
-                _json_lines(o.json, o.force, False) as lines:
-            from .compare import compare as make
+    kept.folder = out
+    with _display(o.json, o.quiet, f"compare {_name(path)}", tuple(row.name for row in rows)) as display, \
+            _json_lines(o.json, o.force, False) as lines:
+        from .compare import compare as make
 
-            found = make(path, rows, out, o.gt, o.photographs.format, thresholds, o.force, [lines, display])
-    except KeyboardInterrupt:
-        return _fail(f"stopped; what is finished stays in {out}, and the same command goes on", STOPPED)
+        found = make(path, rows, out, o.gt, o.photographs.format, thresholds, o.force, [lines, display])
     if not o.quiet:
         from .compare import summary
 
@@ -486,7 +507,7 @@ def compare(o: "Compare") -> int:
     return 1 if any(row.failed for row in found) else 0
 
 
-def batch(o: "Batch", interrupt: Interrupt) -> int:
+def batch(o: "Batch", interrupt: Interrupt, kept: Kept) -> int:
     """`fastsurf batch SCENES`."""
     from .options import configure, read_shard, runner
 
@@ -495,17 +516,15 @@ def batch(o: "Batch", interrupt: Interrupt) -> int:
     if not o.scenes:
         raise UsageError("batch wants SCENES: folders or files with photographs and cameras, photographs alone, or videos")
     make = runner(o)
-    try:
-        with _display(o.json, o.quiet, "batch", (), interrupt.requested) as display, _json_lines(o.json, o.force, False) as lines:
-            from .batch import batch as run
+    kept.folder = out
+    with _display(o.json, o.quiet, "batch", (), interrupt.requested) as display, _json_lines(o.json, o.force, False) as lines:
+        from .batch import batch as run
 
-            interrupt.can_finish = True
-            rows = run(
-                o.scenes, out, config, run=make, shard=shard, format=o.photographs.format, force=o.force, hooks=[lines, display],
-                should_stop=interrupt.requested,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        return _fail(f"stopped; what is finished stays in {out}, and the same command goes on", STOPPED)
+        interrupt.can_finish = True
+        rows = run(
+            o.scenes, out, config, run=make, shard=shard, format=o.photographs.format, force=o.force, hooks=[lines, display],
+            should_stop=interrupt.requested,
+        )  # fmt: skip
     if not o.quiet:
         from .batch import summary
 
@@ -678,10 +697,12 @@ def _phase(name: str, hook: "Hook") -> "Phases":
 def _closing(
     path: Path, mesh: "Mesh", report: "Report", output: "Output", seconds: Mapping[str, float], then: str, stopped: bool
 ) -> list[str]:
-    from .ui.plain import closing_lines
+    from .ui.plain import closing_lines, points_lines
 
     size = (mesh.vertices.max(0) - mesh.vertices.min(0)).tolist()
     units = "in the units of the input" if output.scale == "1" else f"at --scale {output.scale}"
+    if output.points:
+        return points_lines(str(path), output.points, size, seconds, then, stopped, units)
     return closing_lines(str(path), len(mesh.faces), size, report.line(), seconds, then, stopped, units)
 
 

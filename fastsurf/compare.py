@@ -207,7 +207,7 @@ def _changes(then: Tree, now: Tree, prefix: str = "") -> list[tuple[str, object,
 
 
 def _relay(name: str, events: Hook) -> Callable[[str], None]:
-    """From the child's JSON lines to our hooks: its steps and notes; its phases only as far as the bar begins again."""
+    """From the child's JSON lines to our hooks: its steps, progress and notes; its phases only as far as the bar begins again."""
 
     def tell(line: str) -> None:
         match read_event(line):
@@ -215,6 +215,8 @@ def _relay(name: str, events: Hook) -> Callable[[str], None]:
                 events(state)
             case Note(words):
                 events(Note(f"{name}: {words}"))
+            case MeshProgress() as progress:
+                events(progress)
             case PhaseStarted(phase):
                 events(MeshProgress(0.0, phase))
             case _:

@@ -160,12 +160,12 @@ def scale_factor(text: str, views: Sequence[View]) -> float:
     return factor / apart
 
 
-def record(run: Path, file: str, report: Report, scale: float = 1.0) -> None:
-    """Add what a mesh is to RUN/mesh.json, by the file's name."""
+def record(run: Path, file: str, report: Report, scale: float = 1.0, points: int = 0) -> None:
+    """Add what a mesh is to RUN/mesh.json, by the file's name; or that it holds so many points instead."""
     path = run / REPORT
     try:
         known: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):
         known = {}
-    known[file] = {**report.tree(), "scale": scale}
+    known[file] = {**({"points": points} if points else report.tree()), "scale": scale}
     write_whole(path, (json.dumps(known, indent=1) + "\n").encode())

@@ -13,6 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+SETTLED = 1.0  # seconds of even work, from which on they tell how long the rest takes
+
 
 @dataclass(frozen=True)
 class PhaseStarted:
@@ -65,6 +67,7 @@ class MeshProgress:
 
     done: float
     detail: str = ""
+    seconds_left: float | None = None  # estimate, where there is one
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,28 @@ class Phases:
         if kind is None:
             self.seconds[self.name] = time.monotonic() - self.start
             self.events(PhaseDone(self.name, self.seconds[self.name], self.detail))
+
+
+class Pace:
+    """Tells the hooks how far work is that takes as long for each of its parts, and when it will end."""
+
+    def __init__(self, events: Hook, done: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            done: what was done before, in [0, 1].
+        """
+        self._events, self._before, self._clock = events, done, clock
+        self._start = clock()
+
+    def __call__(self, done: float, detail: str = "") -> None:
+        """So much is done by now, in [0, 1]."""
+        took, share = self._clock() - self._start, done - self._before
+        left = took / share * (1 - done) if share > 0 and took >= SETTLED else None
+        self._events(MeshProgress(done, detail, left))
+
+    def part(self, k: int, n: int, detail: str) -> Callable[[float], None]:
+        """For part k of n: hears how much of that part is done."""
+        return lambda done: self((k + done) / n, detail)
 
 
 def announce(hooks: Sequence[Hook]) -> Hook:

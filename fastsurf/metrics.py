@@ -350,19 +350,21 @@ class _Surface:
 
         few = np.random.default_rng(0).permutation(len(self.points))[:10_000]
         tree, coarse = cKDTree(self.points), cKDTree(self.points[few])
+        order = cKDTree(other.points).indices  # neighbours one after the other find the same branches in the cache
         distances, nearest = np.empty(len(other.points)), np.empty(len(other.points), np.int64)
         for start in range(0, len(other.points), _AT_ONCE):
-            points = other.points[start : start + _AT_ONCE]
+            now = order[start : start + _AT_ONCE]
+            points = other.points[now]
             k = 1 if self.triangles is None else min(_NEAREST, len(self.points))
-            away, samples = (a.reshape(len(points), k) for a in tree.query(points, k=k, distance_upper_bound=far))
+            away, samples = (a.reshape(len(points), k) for a in tree.query(points, k=k, distance_upper_bound=far, workers=-1))
             lost = np.isinf(away[:, 0])
-            away[lost, 0], at = coarse.query(points[lost])
+            away[lost, 0], at = coarse.query(points[lost], workers=-1)
             samples[lost, 0] = few[at]
             samples = np.where(np.isinf(away), samples[:, :1], samples)
             exact = self._measure(points, away, samples)
             best = exact.argmin(1)[:, None]
-            distances[start : start + _AT_ONCE] = np.take_along_axis(exact, best, 1)[:, 0]
-            nearest[start : start + _AT_ONCE] = np.take_along_axis(samples, best, 1)[:, 0]
+            distances[now] = np.take_along_axis(exact, best, 1)[:, 0]
+            nearest[now] = np.take_along_axis(samples, best, 1)[:, 0]
         nothing = np.full(len(distances), np.nan)
         if self.normals is None:
             return distances, nothing, nothing

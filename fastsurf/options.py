@@ -35,6 +35,7 @@ Count = Annotated[int | None, arg(metavar="N", help_behavior_hint="")]
 Number = Annotated[float | None, arg(metavar="M", help_behavior_hint="")]
 Flag = Annotated[bool, FlagCreatePairsOff, arg(help_behavior_hint="")]
 BACKENDS, PRECISIONS, METHODS = CHOICES["backend"], CHOICES["precision"], CHOICES["method"]
+ConfigName = Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")]
 MethodName = Annotated[str | None, arg(metavar="|".join(METHODS), help_behavior_hint="")]
 COLMAP = "colmap"  # among the methods to compare: a mesh that is given
 FORMATS = ("transforms", "colmap", "idr", "blendedmvs", "middlebury", "strecha", "llff")  # as formats/ has them, which is slow to import
@@ -63,24 +64,24 @@ class Settings:
 
     method: MethodName = None
     """unisurf if not given: what the photographs are explained by (docs/methods.md)"""
-    config: Annotated[str | None, arg(metavar="NAME|FILE.toml", help_behavior_hint="")] = None
+    config: ConfigName = None
     """a preset (quick, object, scene, demo, unisurf_paper) or your own file"""
     set: Sets = ()
     """any one setting, such as scene.radius=1.2"""
     minutes: Number = None
-    """be done in M minutes, from photographs to mesh"""
+    """be done in M minutes, from photographs to mesh; 3, on a GPU 0.5, where nothing says otherwise"""
     steps: Count = None
     """train for N steps instead"""
     resolution: Count = None
-    """cells of the mesh along the scene box"""
+    """cells of the mesh along the scene box; 512 where nothing says otherwise"""
     seed: Count = None
-    """of everything random"""
+    """of everything random; 0 where nothing says otherwise"""
     backend: BackendName = None
     """what computes: fastsurf info --backends shows what runs here"""
     precision: PrecisionName = None
-    """of matrix products on a GPU: float32, or half inputs"""
+    """of matrix products on a GPU; exact: float32; fast: half precision inputs"""
     threads: Count = None
-    """CPU threads; 0 takes all"""
+    """CPU threads; 0 takes all, and so it is where nothing says otherwise"""
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class Info:
     scene: SceneArgument = None
     """folder or file with photographs and cameras"""
     photographs: Annotated[Photographs, OmitArgPrefixes, arg(name="")] = field(default_factory=Photographs)
-    config: Text = None
-    """a preset or .toml file"""
+    config: ConfigName = None
+    """a preset (quick, object, scene, demo, unisurf_paper) or your own file"""
     set: Sets = ()
     """any one setting, such as scene.radius=1.2"""
     backends: Flag = False
@@ -144,7 +145,7 @@ class Poses:
     source: BareArgument = None
     """folder of photographs (jpg, png, tif, webp, heic), or a video"""
     out: OutFolder = None
-    """folder for the scene: the photographs (hard links where possible), COLMAP's database and model"""
+    """folder for the scene, has to be given: the photographs (hard links where possible), COLMAP's database and model"""
     pairs: Annotated[str | None, arg(metavar="auto|all|sequence", help_behavior_hint="")] = None
     """which photographs are compared; auto: all of up to 80, else those that look alike; of a video: sequence"""
     cameras: Annotated[str | None, arg(metavar="auto|one|folder|each", help_behavior_hint="")] = None
@@ -160,9 +161,9 @@ class Poses:
     least: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")] = None
     """share of the photographs that must find their place (0.6)"""
     seed: Count = None
-    """of everything random"""
+    """of everything random; 0 if not given"""
     threads: Count = None
-    """CPU threads; 0 takes all"""
+    """CPU threads; 0 takes all, and so it is where nothing says otherwise"""
     force: Flag = False
     """replace a scene that was made there from other photographs or with other options"""
     json: JsonFile = None
@@ -193,9 +194,9 @@ class Reconstruct:
     scene: SceneArgument = None
     """folder or file with photographs and cameras; or photographs alone, or a video"""
     out: MeshFile = None
-    """the mesh: .ply, .obj, .glb or .stl; RUN/mesh.ply if not given"""
+    """the mesh: .ply, .obj, .glb or .stl; if not given only RUN/mesh.ply, which is always there"""
     run: Folder = None
-    """folder for checkpoint, log and preview; beside the mesh if not given"""
+    """folder for checkpoint, log and preview; if not given NAME.run beside -o NAME.ply, without -o runs/SCENE"""
     resume: Flag = False
     """go on with the run in that folder"""
     force: Flag = False
@@ -213,14 +214,14 @@ class Reconstruct:
 
 @dataclass(frozen=True)
 class MeshAgain:
-    """The mesh again, from a finished or running run."""
+    """The mesh again, from a finished or running run; of a running one as its last checkpoint has it."""
 
     run: RunArgument = None
     """run folder"""
     out: MeshFile = None
-    """the mesh: .ply, .obj, .glb or .stl"""
+    """the mesh: .ply, .obj, .glb or .stl; has to be given"""
     resolution: Count = None
-    """cells along the scene box"""
+    """cells along the scene box; the run's own if not given"""
     levels: Annotated[str | None, arg(metavar="S,S,...", help_behavior_hint="")] = None
     """of a NeRF: a mesh at each of these densities per scene unit, FILE_S.ply and so on"""
     open: Flag = False
@@ -238,28 +239,33 @@ class MeshAgain:
 
 @dataclass(frozen=True)
 class Render:
-    """Colour, depth and normal pictures of a run's views, or of an orbit round it, also as an animation; or depth for other programs."""
+    """Colour, depth and normal pictures of a run's views, or of an orbit round it, also as an animation; or depth for other programs.
+
+    Stopped with Ctrl-C, the same command goes on where it was.
+    """
 
     run: RunArgument = None
     """run folder"""
     views: Annotated[Literal["test", "train", "orbit"], arg(metavar="test|train|orbit", help_behavior_hint="")] = "orbit"
-    """which views"""
+    """which photographs' views, or a circle round the object; orbit if not given"""
     out: OutFolder = None
-    """folder for the pictures; RUN/VIEWS if not given"""
+    """folder for the pictures; if not given RUN/VIEWS, with --depth RUN/VIEWS_depth"""
     appearance: Annotated[str | None, arg(metavar="PHOTO|mean", help_behavior_hint="")] = None
     """all pictures as when that photograph was taken, of a run of --method wild"""
     format: Annotated[Literal["webp", "gif", "mp4"], arg(metavar="webp|gif|mp4", help_behavior_hint="")] = "webp"
-    """of the orbit's animation"""
+    """of the orbit's animation; webp if not given"""
     depth: Flag = False
     """only depth along the camera's axis, as .npy and 16-bit .png, with the cameras; of test or train views"""
     scale: Annotated[str | None, arg(metavar="S|A,B=D", help_behavior_hint="")] = None
-    """of --depth: as of a mesh"""
+    """with --depth: multiply by S, or so that the cameras of photographs A and B are D apart"""
     renderer: Folder = None
     """another run, whose appearance is put on this one's geometry"""
     backend: BackendName = None
     """what computes"""
     force: Flag = False
-    """overwrite pictures in a folder that exists"""
+    """write into a folder that isn't empty"""
+    json: JsonFile = None
+    """write progress as JSON lines, - for stdout"""
     quiet: Flag = False
     """show nothing but errors"""
 
@@ -270,8 +276,8 @@ class Eval:
 
     run: RunArgument = None
     """run folder"""
-    gt: Annotated[Path | None, arg(metavar="MESH|POINTS", help_behavior_hint="")] = None
-    """true surface: a mesh, or points.npz"""
+    gt: Annotated[Path | None, arg(metavar="MESH|POINTS|DIR", help_behavior_hint="")] = None
+    """true surface: a mesh, points (.ply, .npz), or the folder of a scene with gt/ in it"""
     mesh: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """the mesh to score; RUN/mesh.ply if not given"""
     thresholds: Thresholds = None
@@ -314,8 +320,8 @@ class Compare:
     """methods of reconstruct, all of them if not given; colmap stands for the mesh of --mesh"""
     out: OutFolder = None
     """folder for everything; compare/SCENE if not given"""
-    gt: Annotated[Path | None, arg(metavar="MESH|POINTS", help_behavior_hint="")] = None
-    """true surface; gt/ beside the photographs if that exists"""
+    gt: Annotated[Path | None, arg(metavar="MESH|POINTS|DIR", help_behavior_hint="")] = None
+    """true surface, as of eval; if not given gt/ beside the photographs, where there is one"""
     mesh: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """a mesh of the same scene by another program, dense COLMAP's or OpenMVS', scored beside ours"""
     thresholds: Thresholds = None
@@ -341,7 +347,7 @@ class Batch:
     scenes: ScenesArgument = ()
     """folders or files with photographs and cameras; or photographs alone, or videos"""
     out: OutFolder = None
-    """folder for everything"""
+    """folder for everything; has to be given"""
     jobs: Count = None
     """scenes at a time; one for each of --gpus, else 1"""
     gpus: Annotated[str | None, arg(metavar="0,1,...", help_behavior_hint="")] = None
@@ -362,7 +368,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Demo:
-    """Make photographs of a solid of known shape, reconstruct it and score the mesh against the truth."""
+    """Make photographs of a solid of known shape, reconstruct it and score the mesh against the truth.
+
+    Settings start from the preset demo, unless --config names another. Ctrl-C once ends the training early; the mesh is still made and
+    scored.
+    """
 
     out: OutFolder = None
     """folder for everything; ./demo if not given"""

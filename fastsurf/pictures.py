@@ -1,7 +1,8 @@
 """Pictures of a model: whole views, small previews, colours of vertices."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from .render import Samples, find
 from .scene import Scene
 from .training import background_color
 
+T = TypeVar("T")
+
 RAYS_AT_ONCE, VERTICES_AT_ONCE = 4096, 1 << 16
 PREVIEW_SIDE, FINAL_SIDE = 64, 256  # pixels of the longer side, about
 GREY = 0.5
@@ -29,8 +32,15 @@ FIT_STEPS, FIT_RAYS, FIT_RATE = 60, 512, 0.1  # of a held-out photograph's embed
 
 
 @torch.no_grad()
-def render_rays(model: Model, rays: Rays, events: Hook = lambda _: None) -> Rendering:
-    """Colours, opacity, depth and normals of any number of rays, without jitter; on the CPU. Hooks hear of it where memory is short."""
+def render_rays(
+    model: Model, rays: Rays, events: Hook = lambda _: None, on_progress: Callable[[float], None] = lambda _: None
+) -> Rendering:
+    """Colours, opacity, depth and normals of any number of rays, without jitter; on the CPU.
+
+    Args:
+        events: hear of it where memory is short.
+        on_progress: hears of the share that is done.
+    """
     c, device = model.config.sampling, model.backend.device
     samples = Samples(c.front, c.interval)
 
@@ -38,16 +48,28 @@ def render_rays(model: Model, rays: Rays, events: Hook = lambda _: None) -> Rend
         shown = model.corrected(rays[part].to(device))
         return model.method.render(shown, model, model.width, samples, lambda r: background_color(model, r, None))[0]
 
-    parts = list(in_parts(render, len(rays), RAYS_AT_ONCE, events))
+    parts = list(_followed(in_parts(render, len(rays), RAYS_AT_ONCE, events), lambda r: len(r.rgb), len(rays), on_progress))
     return Rendering(*(torch.cat([getattr(p, name) for p in parts]).cpu() for name in Rendering.__dataclass_fields__))
 
 
 @torch.no_grad()
-def surface_depth(model: Model, rays: Rays, events: Hook = lambda _: None) -> tuple[Tensor, Tensor]:
-    """Whether rays meet the surface, (n,) bool, and where, as distance along them in scene units, (n,); on the CPU."""
+def surface_depth(
+    model: Model, rays: Rays, events: Hook = lambda _: None, on_progress: Callable[[float], None] = lambda _: None
+) -> tuple[Tensor, Tensor]:
+    """Whether rays meet the surface, (n,) bool, and where, as distance along them in scene units, (n,); on the CPU. See `render_rays`."""
     device = model.backend.device
-    found = list(in_parts(lambda part: find(model.corrected(rays[part].to(device)), model), len(rays), RAYS_AT_ONCE, events))
+    parts = in_parts(lambda part: find(model.corrected(rays[part].to(device)), model), len(rays), RAYS_AT_ONCE, events)
+    found = list(_followed(parts, lambda f: len(f.t), len(rays), on_progress))
     return torch.cat([f.hit.cpu() for f in found]), torch.cat([f.t.cpu() for f in found])
+
+
+def _followed(parts: Iterable[T], size: Callable[[T], int], n: int, on_progress: Callable[[float], None]) -> Iterator[T]:
+    """The parts of n rows, and after each the share that is done."""
+    done = 0
+    for part in parts:
+        done += size(part)
+        on_progress(done / n)
+        yield part
 
 
 def fit_appearance(model: Model, rays: Rays, target: Tensor, view: int) -> None:

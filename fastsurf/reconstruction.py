@@ -247,7 +247,7 @@ def _reconstruct(
         record(run, MESH, report)
         if out is not None:
             mesh, report = write_out(out, Surface(mesh, model, scene.center, scene.radius), output, scene, events, (origin,))
-            record(run, str(out), report, scale_factor(output.scale, scene.capture.views))
+            record(run, str(out), report, scale_factor(output.scale, scene.capture.views), output.points)
         if not (run / CHECKPOINT).exists() or read_header(run / CHECKPOINT).step != training.step:  # there was no room for it
             save_checkpoint(run / CHECKPOINT, training)
         phase.detail = f"{len(mesh.faces):,} faces"

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import guard
+from . import __version__, guard
 from .appearance import MEAN
 from .backends import Backend
 from .cameras import up_of
@@ -24,7 +24,7 @@ from .export import Surface, record, scale_factor
 from .export import write as write_out
 from .files import png, whole, write_whole
 from .formats import transforms
-from .hooks import Hook, MeshProgress, Note, Saved, announce
+from .hooks import Hook, MeshProgress, Note, Pace, Saved, announce
 from .mesh import Mesh
 from .meshio import read_mesh, writer
 from .methods.nerf import thinnest_kept
@@ -37,6 +37,7 @@ from .reconstruction import CHECKPOINT, MESH, compute, make_mesh
 from .scene import Scene, load_scene
 from .solidity import Report
 from .ui.jsonlines import finite
+from .unfinished import Unfinished
 from .visibility import least_shown
 
 ORBIT_FRAMES, ORBIT_SIZE = 60, 400  # pictures, pixels
@@ -99,7 +100,7 @@ def mesh_run(
     output: Output | None = None,
 ) -> tuple[Mesh, Report]:
     """Mesh again, at another resolution, open at the scene box, at another density, in other colours, or as something else; in the
-    input's own frame. The mesh as it was written (or that the points lie on), and what it is, which RUN/mesh.json keeps.
+    input's own frame. The mesh as it was written (or that the points lie on), and what it is; RUN/mesh.json keeps what is in the file.
 
     Args:
         density: see `open_run`.
@@ -130,7 +131,7 @@ def mesh_run(
         made = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events, view, scene)
         surface = Surface(made, model, np.asarray(header.center, np.float64), header.radius, view)
         written, report = write_out(out, surface, output, scene, events)
-    record(Path(run), str(out), report, scale)
+    record(Path(run), str(out), report, scale, output.points)
     return written, report
 
 
@@ -155,6 +156,7 @@ def render_run(
     animation: str = "webp",
 ) -> list[Path]:
     """Pictures of a run: OUT/NAME.png, OUT/normal/NAME.png, OUT/depth/NAME.npy (float32, along the ray, input units) and .png.
+    Interrupted, the same call goes on where it was.
 
     Args:
         views: test | train, the photographs' views by their own names; orbit, a way round the object, or there and back before the side
@@ -178,9 +180,24 @@ def render_run(
         header, model = open_run(run, kernels)
         if renderer is not None:
             model.head = _head_of(renderer, header, kernels)
-        written = _render(header, model, views, out, events, None if appearance is None else header.photograph(appearance), animation)
+        pictures = begun(run, views, out, backend, appearance=appearance, renderer=renderer)
+        shown = None if appearance is None else header.photograph(appearance)
+        written = _render(header, model, views, out, events, shown, animation, pictures)
+    pictures.finish()
     events(Saved("pictures", out))
     return written
+
+
+def begun(
+    run: str | Path, views: str, out: str | Path, backend: str = "auto", *, appearance: str | None = None,
+    renderer: str | Path | None = None, depth_scale: str | None = None,
+) -> Unfinished:  # fmt: skip
+    """What an interrupted `render_run`, or with `depth_scale` a `depth_run`, of the very same model left in `out`."""
+    about: list[object] = [__version__, views, backend, appearance, depth_scale]
+    for folder in (run, *([renderer] if renderer is not None else [])):
+        file = (Path(folder) / CHECKPOINT).absolute()
+        about.append([str(file), *((file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else ())])
+    return Unfinished(Path(out), about)
 
 
 def _head_of(run: str | Path, wanted: Header, backend: Backend) -> ColorHead:
@@ -193,35 +210,54 @@ def _head_of(run: str | Path, wanted: Header, backend: Backend) -> ColorHead:
     return model.head
 
 
-def _render(header: Header, model: Model, views: str, out: Path, events: Hook, shown: int | None, animation: str) -> list[Path]:
-    if views == "orbit":
-        cameras = _orbit_rays(header)
-    else:
-        scene = open_scene(header)
-        cameras = [(name, *scene.rays(i)) for name, i in _views(scene, views)]
-    written: list[Path] = []
-    frames = []
-    for done, (name, rays, (h, w)) in enumerate(cameras):
+def _render(
+    header: Header, model: Model, views: str, out: Path, events: Hook, shown: int | None, animation: str, made: Unfinished
+) -> list[Path]:
+    names, cameras = _orbit(header) if views == "orbit" else _photographed(open_scene(header), views)
+    files = {name: [out / f"{name}.png", *(out / part for part in _beside(name))] for name in names}
+    kept = [name for name in names if made.has(name, files[name])]
+    done, pace = len(kept), Pace(events, len(kept) / len(names))
+    made.start()
+    for name, (rays, (h, w)) in zip(names, cameras, strict=True):
+        if name in kept:
+            continue
         if shown is not None:
             rays = replace(rays, image_index=torch.full_like(rays.image_index, shown))
-        rendering = render_rays(model, rays, events)
-        colour = to_bytes(rendering.rgb).reshape(h, w, 3)
+        rendering = render_rays(model, rays, events, pace.part(done, len(names), f"{name}.png"))
         depth = (rendering.depth * header.radius).numpy().reshape(h, w)
-        pictures = {
-            f"{name}.png": png(colour),
-            f"normal/{name}.png": png(to_bytes(normal_picture(rendering)).reshape(h, w, 3)),
-            f"depth/{name}.png": png(_depth_picture(depth, rendering.opacity.numpy().reshape(h, w))),
-            f"depth/{name}.npy": _npy(depth),
-        }
-        for file, data in pictures.items():
-            write_whole(out / file, data)
-            written.append(out / file)
-        frames.append(colour)
-        events(MeshProgress((done + 1) / len(cameras), f"{name}.png"))
+        pictures = (
+            png(to_bytes(rendering.rgb).reshape(h, w, 3)),
+            png(to_bytes(normal_picture(rendering)).reshape(h, w, 3)),
+            png(_depth_picture(depth, rendering.opacity.numpy().reshape(h, w))),
+            _npy(depth),
+        )
+        for file, data in zip(files[name], pictures, strict=True):
+            write_whole(file, data)
+        made.add(name)
+        done += 1
+        events(Saved("picture", files[name][0]))
+    written = [file for name in names for file in files[name]]
     if views == "orbit":
         written.append(out / f"orbit.{animation}")
-        write_animation(written[-1], frames)
+        write_animation(written[-1], [_colours(files[name][0]) for name in names])
     return written
+
+
+def _beside(name: str) -> tuple[str, str, str]:
+    """The files that are made with NAME.png."""
+    return f"normal/{name}.png", f"depth/{name}.png", f"depth/{name}.npy"
+
+
+def _colours(file: Path) -> np.ndarray:
+    """(h, w, 3) uint8 of a picture."""
+    with guard.picture(file) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def _photographed(scene: Scene, kind: str) -> tuple[list[str], Iterator[tuple[Rays, tuple[int, int]]]]:
+    """Names of pictures of the test or train views; their rays, and height and width, one after the other."""
+    views = _views(scene, kind)
+    return [name for name, _ in views], (scene.rays(i) for _, i in views)
 
 
 def _views(scene: Scene, kind: str) -> list[tuple[str, int]]:
@@ -235,7 +271,8 @@ def _views(scene: Scene, kind: str) -> list[tuple[str, int]]:
 def depth_run(
     run: str | Path, views: str, out: str | Path, backend: str = "auto", threads: int = 0, hooks: Sequence[Hook] = (), scale: str = "1"
 ) -> list[Path]:
-    """Depth of the surface for other programs: along the camera's axis (not along the ray), 0 where there is no surface.
+    """Depth of the surface for other programs: along the camera's axis (not along the ray), 0 where there is no surface. Interrupted,
+    the same call goes on where it was.
 
     OUT/NAME.npy is float32 in the input's units; OUT/NAME.png has 16 bits, of which one step is `depth_unit` in OUT/cameras.json (and in
     the text of the .png). That file holds the cameras as transforms.json does, distortion included.
@@ -257,27 +294,35 @@ def depth_run(
         cameras = _views(scene, views)
         factor = scale_factor(scale, scene.capture.views)
         taken = scene.capture.views if model.corrections is None else model.corrections.views(scene)
-        depths = []
-        for done, (name, i) in enumerate(cameras):
+        made = begun(run, views, out, backend, depth_scale=scale)
+        files = {name: out / f"{name}.npy" for name, _ in cameras}
+        kept = [name for name in files if made.has(name, [files[name]])]
+        done, pace = len(kept), Pace(events, len(kept) / len(cameras))
+        made.start()
+        for name, i in cameras:
+            if name in kept:
+                continue
             rays, (h, w) = scene.rays(i)
-            hit, t = surface_depth(model, rays)
+            hit, t = surface_depth(model, rays, events, pace.part(done, len(cameras), files[name].name))
             forward = torch.from_numpy(scene.capture.views[i].c2w[:, 2]).float()
             along = torch.where(hit, t * (rays.directions @ forward), 0.0).view(h, w)
-            depths.append((name, factor * header.radius * along.numpy()))
-            events(MeshProgress((done + 1) / len(cameras), f"{name}.npy"))
-    furthest = max(float(depth.max()) for _, depth in depths)
+            write_whole(files[name], _npy(factor * header.radius * along.numpy()))
+            made.add(name)
+            done += 1
+            events(Saved("picture", files[name]))
+    furthest = max(float(guard.read_arrays(file)[""].max()) for file in files.values())
     unit = 10.0 ** math.ceil(math.log10(furthest / 65535)) if furthest > 0 else 1.0
     written = []
-    for name, depth in depths:
-        steps = np.rint(depth / unit).astype(np.uint16)
-        for path, data in ((out / f"{name}.npy", _npy(depth)), (out / f"{name}.png", png(steps, depth_unit=f"{unit:g}"))):
-            write_whole(path, data)
-            written.append(path)
+    for file in files.values():
+        steps = np.rint(guard.read_arrays(file)[""] / unit).astype(np.uint16)
+        write_whole(file.with_suffix(".png"), png(steps, depth_unit=f"{unit:g}"))
+        written += [file, file.with_suffix(".png")]
     moved = [replace(taken[i], c2w=taken[i].c2w * [1, 1, 1, factor]) for _, i in cameras]
     tree = {"depth": "along the camera's axis; 0: nothing", "depth_unit": unit, "scale": factor, **transforms.written(moved)}
     for frame, (name, _) in zip(tree["frames"], cameras, strict=True):
         frame["depth_path"] = f"{name}.png"
     write_json(out / "cameras.json", tree)
+    made.finish()
     events(Saved("pictures", out))
     return [*written, out / "cameras.json"]
 
@@ -344,6 +389,7 @@ def eval_run(
         "seconds": header.seconds,
     }
     if known is not None and made is not None:
+        events(MeshProgress(0.0, "distances to the truth"))
         measured = measure(made, known, [scene.capture.views[i] for i in scene.train])
         scores["mesh"] = {**scores_of(measured), **({"sweep": sweep(measured, thresholds)} if thresholds else {})}
     return scores
@@ -351,8 +397,9 @@ def eval_run(
 
 def _score_views(scene: Scene, model: Model, events: Hook, fit: bool) -> dict[str, dict[str, float]]:
     """PSNR and SSIM of each held-out view, or of its right half; behind masks both show the same plain background, unless it is learned."""
-    views = {}
+    views, pace = {}, Pace(events)
     for done, i in enumerate(scene.test):
+        name = scene.capture.views[i].name
         rays, (h, w) = scene.rays(i)
         photo, counts = expected(scene, i, model.background_kind)
         if fit:
@@ -360,10 +407,9 @@ def _score_views(scene: Scene, model: Model, events: Hook, fit: bool) -> dict[st
             fit_appearance(model, rays[torch.from_numpy(left.reshape(-1))], torch.from_numpy(photo[left]).float(), i)
         scored = slice(w // 2 if fit else 0, w)
         rays, photo, counts = rays[torch.arange(h * w).view(h, w)[:, scored].reshape(-1)], photo[:, scored], counts[:, scored]
-        picture = render_rays(model, rays, events).rgb.numpy().reshape(photo.shape)
+        picture = render_rays(model, rays, events, pace.part(done, len(scene.test), name)).rgb.numpy().reshape(photo.shape)
         picture = np.where(counts[..., None], picture, photo)
-        views[scene.capture.views[i].name] = picture_scores(picture, photo, counts)
-        events(MeshProgress((done + 1) / len(scene.test), scene.capture.views[i].name))
+        views[name] = picture_scores(picture, photo, counts)
     return views
 
 
@@ -391,8 +437,9 @@ def read_json(path: str | Path) -> dict[str, Any] | None:
     return tree
 
 
-def _orbit_rays(header: Header) -> list[tuple[str, Rays, tuple[int, int]]]:
-    """A way past the cameras that sees what they see, if the photographs are still there; else a circle above the box's equator."""
+def _orbit(header: Header) -> tuple[list[str], Iterator[tuple[Rays, tuple[int, int]]]]:
+    """As `_photographed`: a way past the cameras that sees what they see, if the photographs are still there; else a circle above the box's
+    equator."""
     try:
         scene = open_scene(header)
         views = [scene.capture.views[i] for i in scene.train]
@@ -402,7 +449,8 @@ def _orbit_rays(header: Header) -> list[tuple[str, Rays, tuple[int, int]]]:
         orbit = orbit_of(scene.to_scene(poses[:, :, 3]), up_of(poses), ORBIT_FRAMES, field_of_view)
     except (CheckpointError, SceneError):
         orbit = Orbit(np.array([0.0, 0.0, 1.0]), np.linspace(0.0, 2.0 * np.pi, ORBIT_FRAMES, endpoint=False), 0.35, 3.0, ORBIT_VIEW[0])
-    return [(f"orbit_{k:03d}", rays, (ORBIT_SIZE, ORBIT_SIZE)) for k, rays in enumerate(orbit_rays(orbit, ORBIT_SIZE))]
+    names = [f"orbit_{k:03d}" for k in range(len(orbit.azimuths))]
+    return names, ((rays, (ORBIT_SIZE, ORBIT_SIZE)) for rays in orbit_rays(orbit, ORBIT_SIZE))
 
 
 def _depth_picture(depth: np.ndarray, opacity: np.ndarray) -> np.ndarray:

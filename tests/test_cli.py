@@ -16,7 +16,7 @@ from fake_events import fake_step
 from test_checkpoint import SMALL
 
 import fastsurf
-from fastsurf import batch, cli, reconstruction
+from fastsurf import batch, cli, reconstruction, runs
 from fastsurf.config import PRESETS, load_config
 from fastsurf.errors import BackendError, CheckpointError, ConfigError, FastsurfError, MeshError, SceneError, UsageError
 from fastsurf.hooks import PhaseDone, PhaseStarted, Saved
@@ -336,6 +336,44 @@ def test_mesh_render_and_eval_of_a_run(finished, tiny_folder, capsys, tmp_path):
     assert code == 0 and json.loads(out)["psnr"] == scores["psnr"] and "psnr" in err
 
 
+def stopping_at(n):
+    """A hook: Ctrl-C when the n-th picture is saved."""
+    saved = []
+
+    def hook(event):
+        if isinstance(event, Saved) and event.what == "picture":
+            saved.append(event)
+            if len(saved) == n:
+                raise KeyboardInterrupt
+
+    return hook
+
+
+def test_pictures_go_on_where_they_were_stopped(finished, capsys, tmp_path, monkeypatch):
+    """The same bytes as without the Ctrl-C, and nothing is made twice; nothing goes on from pictures of something else."""
+    monkeypatch.setattr(runs, "ORBIT_FRAMES", 5)
+    monkeypatch.setattr(runs, "ORBIT_SIZE", 16)
+    run_folder, whole, out = finished[0] / "m.run", tmp_path / "whole", tmp_path / "out"
+    words = ("render", run_folder, "--json", tmp_path / "log.jsonl", "-o")
+    assert run(capsys, *words, whole)[0] == 0
+    (tmp_path / "log.jsonl").unlink()
+    render_run = runs.render_run
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "render_run", lambda *args, hooks, **kwargs: render_run(*args, hooks=[*hooks, stopping_at(2)], **kwargs))
+        code, _, err = run(capsys, *words, out)
+    assert code == 130 and err == f"fastsurf: stopped; the pictures made so far are in {out}: the same command goes on from there\n"
+    fails(capsys, 2, "is not empty", "render", run_folder, "-o", out, "--views", "test")
+    code, said, err = run(capsys, *words, out)
+    assert code == 0 and err == "" and said.splitlines()[-1] == f"21 files in {out}"
+    assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*.*")} == {
+        p.relative_to(whole): p.read_bytes() for p in whole.rglob("*.*")
+    }
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    saved = [e["path"] for e in log if e["event"] == "saved" and e["what"] == "picture"]
+    assert saved == [str(out / f"orbit_{k:03d}.png") for k in range(5)]
+    fails(capsys, 2, "is not empty", *words, out)
+
+
 def test_a_finished_run_is_neither_overwritten_nor_forgotten(finished, tiny_folder, capsys, tmp_path):
     run_folder = finished[0] / "m.run"
     before = (run_folder / "checkpoint.safetensors").read_bytes()
@@ -477,7 +515,21 @@ def test_the_last_checkpoint_is_remembered():
     kept = cli.Kept()
     for event in (fake_step(1, 0.1), Saved("checkpoint", Path("a")), Saved("mesh", Path("b")), PhaseDone("train", 1.0)):
         kept(event)
-    assert kept.checkpoint == Path("a")
+    assert kept.checkpoint == Path("a") and str(kept) == "the last checkpoint is a"
+
+
+def test_what_a_stopped_command_leaves_is_told():
+    told = {}
+    for what, path in (("mesh", Path("m_1.ply")), ("mesh", Path("m_50.ply")), ("picture", Path("o/a.png")), ("database", Path("s/d.db"))):
+        kept = cli.Kept()
+        if what == "mesh":
+            kept(Saved("mesh", Path("m_0.ply")))
+        kept(Saved(what, path))
+        told[path.name] = str(kept)
+    assert told["m_1.ply"] == "finished before: m_0.ply, m_1.ply" and str(cli.Kept()) == "nothing was saved"
+    assert "made so far are in o:" in told["a.png"] and told["d.db"].startswith("s/d.db is kept")
+    kept.folder = Path("many")
+    assert str(kept) == "what is finished stays in many, and the same command goes on"
 
 
 def test_scores_of_nothing_are_left_out():

@@ -8,7 +8,7 @@ import pytest
 import trimesh
 from PIL import Image
 from test_checkpoint import SMALL
-from test_cli import fails, run
+from test_cli import fails, run, stopping_at
 
 from fastsurf.config import load_config
 from fastsurf.errors import UsageError
@@ -16,7 +16,7 @@ from fastsurf.export import scale_factor, scaled
 from fastsurf.meshio import read_mesh
 from fastsurf.output import Output
 from fastsurf.reconstruction import reconstruct
-from fastsurf.runs import depth_run, mesh_run, write_animation
+from fastsurf.runs import begun, depth_run, mesh_run, write_animation
 from fastsurf.solidity import inspect
 
 
@@ -75,9 +75,19 @@ def test_points_lie_on_the_mesh_with_normals_and_colours(made, tmp_path):
     assert all(f"property {name}" in header for name in ("float nx", "uchar red"))
     points = np.array(trimesh.load(tmp_path / "points.ply", process=False).vertices)
     assert distances(points[::5], mesh).max() < 1e-5 * np.ptp(mesh.vertices)
+    known = json.loads((made.run / "mesh.json").read_text())
+    assert known[str(tmp_path / "points.ply")] == {"points": 500, "scale": 2.0}
     again = tmp_path / "again.ply"
     mesh_run(made.run, again, output=Output(points=500, scale="2"))
     assert again.read_bytes() == (tmp_path / "points.ply").read_bytes()
+
+
+def test_points_are_no_solid(made, tmp_path, capsys):
+    code, out, err = run(capsys, "mesh", made.run, "-o", tmp_path / "p.ply", "--points", "1234")
+    lines = out.splitlines()[-5:]
+    assert code == 0 and err == "" and [line.split()[0] for line in lines] == ["points", "number", "size", "time", "next"]
+    assert lines[0] == f"points {tmp_path / 'p.ply'}" and lines[1] == "number 1,234, with normals and colours"
+    assert lines[4] == f"next   fastsurf render {made.run} --views orbit"  # eval scores meshes
 
 
 def test_a_texture_comes_with_its_files(made, tmp_path, capsys):
@@ -90,6 +100,19 @@ def test_a_texture_comes_with_its_files(made, tmp_path, capsys):
     assert read.visual.material.image.size == (128, 128) and read.visual.uv.shape == (len(read.vertices), 2)
     (tmp_path / "t.obj").unlink()
     fails(capsys, 2, r"t\.png exists: --force", *words)
+
+
+def test_depth_goes_on_where_it_was_stopped(made, tmp_path):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    depth_run(made.run, "test", whole)
+    with pytest.raises(KeyboardInterrupt):
+        depth_run(made.run, "test", again, hooks=[stopping_at(1)])
+    first = next(again.glob("*.npy")).stat()
+    assert not list(again.glob("*.png")) and begun(made.run, "test", again, depth_scale="1").begun
+    assert not begun(made.run, "test", again, depth_scale="2").begun and not begun(made.run, "test", again).begun
+    depth_run(made.run, "test", again)
+    assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in whole.iterdir()}
+    assert first.st_mtime_ns in {p.stat().st_mtime_ns for p in again.glob("*.npy")}
 
 
 def test_depth_maps_meet_the_mesh(made, tiny, tmp_path):

@@ -10,7 +10,7 @@ from fastsurf.cameras import Camera, View
 from fastsurf.errors import MeshError, SceneError, UsageError
 from fastsurf.mesh import Mesh
 from fastsurf.meshio import read_mesh, write_mesh
-from fastsurf.metrics import Truth, measure, picture_scores, psnr, read_thresholds, read_truth, score_mesh, ssim, sweep
+from fastsurf.metrics import Truth, distance_to, measure, picture_scores, psnr, read_thresholds, read_truth, score_mesh, ssim, sweep
 from fastsurf.shade import look_at
 
 
@@ -32,6 +32,23 @@ def ring(n: int, distance: float = 4.0) -> list[View]:
     turns = np.linspace(0, 2 * np.pi, n, endpoint=False)
     eyes = [distance * np.array([np.cos(t), np.sin(t), 0.6 * np.cos(3 * t)]) for t in turns]
     return [View(f"{k}", Path(f"{k}.png"), None, camera, look_at(eye, np.zeros(3)), "train") for k, eye in enumerate(eyes)]
+
+
+def test_each_point_has_its_distance_in_any_company() -> None:
+    """Near and far, in any order, alone: the same bits. Known for a plane square: its corner, its edge, its middle."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(3000, 3)) * rng.choice([0.01, 1.0, 3.0], (3000, 1)) + (1, 0, 0)
+    order = rng.permutation(len(points))
+    for truth in (Truth(mesh=ball(subdivisions=3)), Truth(ball(subdivisions=4).vertices, ball(subdivisions=4).vertices)):
+        distance = distance_to(truth)
+        found = distance(points)
+        np.testing.assert_array_equal(distance(points[order]), found[order])
+        assert [distance(point[None])[0] for point in points[:3]] == found[:3].tolist()
+        assert distance(points[:0]).shape == (0,)
+    corners = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]], float)
+    square = Mesh(corners, np.array([[0, 1, 2], [0, 2, 3]], np.int32), np.zeros((4, 3), np.float32))
+    known = np.array([[0.3, 0.6, 0.02], [0.5, -0.03, 0.0], [1.02, 1.02, 0.01], [0.5, 0.5, 9.0]])
+    np.testing.assert_allclose(distance_to(Truth(mesh=square))(known), [0.02, 0.03, 0.03, 9.0], rtol=1e-2)
 
 
 def test_psnr_is_minus_twenty_log_of_a_constant_error() -> None:

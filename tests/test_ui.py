@@ -19,7 +19,7 @@ import pytest
 from fake_events import fake_events, fake_preview, fake_step
 
 import fastsurf
-from fastsurf.hooks import MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, SceneState
+from fastsurf.hooks import MeshProgress, Note, Pace, PhaseDone, PhaseStarted, Preview, Saved, SceneState
 from fastsurf.ui import why_plain
 from fastsurf.ui.jsonlines import JsonLines, read_event
 from fastsurf.ui.pictures import Curve, half_blocks, sparkline
@@ -154,7 +154,7 @@ def test_the_screen_says_what_ctrl_c_would_do():
 
 
 def test_events_come_back_from_their_lines(tmp_path):
-    told = [e for e in fake_events(3) if not isinstance(e, MeshProgress | Preview)]
+    told = [e for e in fake_events(3) if not isinstance(e, Preview)]
     told += MANY
     told.append(replace(fake_step(4, 1.0), psnr=math.inf, losses={"mask": math.nan}))
     stream = io.StringIO()
@@ -275,7 +275,7 @@ def test_json_lines_hold_every_number_and_the_last_step(tmp_path):
     assert 9 <= len(steps) <= 13 and steps[-1]["step"] == 100
     assert set(steps[0]) >= {"step", "seconds", "loss", "psnr", "half_width", "occupied", "samples_per_second", "time"}
     names = [r["event"] for r in records if r["event"] != "step"]
-    assert names == ["phase", "note", "phase_done", "phase", "saved", "phase_done", "phase", "phase_done", "saved"]
+    assert names == ["phase", "note", "phase_done", "phase", "saved", "phase_done", "phase", "progress", "phase_done", "saved"]
 
 
 def test_json_lines_are_json_even_after_numbers_are_not():
@@ -302,6 +302,28 @@ def test_json_lines_go_on_after_a_line_cut_by_a_kill(tmp_path):
     lines.close()
     written = path.read_text().splitlines()
     assert len(written) == 4 and json.loads(written[2])["step"] == 2 and json.loads(written[3])["path"] == "a.ply"
+
+
+def test_even_work_tells_when_it_will_end():
+    clock, told = Clock(), []
+    pace = Pace(told.append, 0.2, clock=clock)
+    part = pace.part(1, 4, "b.png")  # from 0.25 to 0.5
+    clock.now += 0.5
+    part(0.0)
+    assert told == [MeshProgress(0.25, "b.png", None)], "too early to say"
+    clock.now += 2.5
+    part(1.0)
+    assert told[1] == MeshProgress(0.5, "b.png", pytest.approx(5.0)), "0.3 in 3 s; 0.2 were there before"
+    pace(1.0)
+    assert told[2].seconds_left == 0
+    seen = board_after([PhaseStarted("render"), told[1]])
+    assert "50%  b.png  0:05 left" in text(seen)[2] and "left" not in text(board_after([PhaseStarted("render"), told[1], told[0]]))[2]
+    stream = io.StringIO()
+    plain = Plain(stream, clock=clock)
+    for event in (PhaseStarted("render"), told[1]):
+        plain(event)
+        clock.now += 10
+    assert stream.getvalue().splitlines()[-1] == "render  50%  b.png  0:05 left"
 
 
 def test_durations_and_quantities():

@@ -1,7 +1,7 @@
 """Events as JSON lines, one object a line: the run's log.jsonl and `--json FILE`.
 
-Each has `event` and `time` (seconds since 1970), and what hooks.py says of that event: a `step` carries all of TrainState. Numbers that are
-not finite become null.
+Each has `event` and `time` (seconds since 1970), and what hooks.py says of that event: a `step` carries all of TrainState, a `progress`
+all of MeshProgress. Numbers that are not finite become null.
 """
 
 import dataclasses
@@ -15,19 +15,22 @@ from typing import IO, Any, TextIO
 
 from ..hooks import Event, MeshProgress, Note, PhaseDone, PhaseStarted, Preview, Saved, SceneState, TrainState
 
-Told = PhaseStarted | PhaseDone | TrainState | Note | Saved | SceneState
+Told = PhaseStarted | PhaseDone | TrainState | MeshProgress | Note | Saved | SceneState
 WAITING = 1 << 20  # bytes
 NAMES: dict[type[Told], str] = {
-    PhaseStarted: "phase", PhaseDone: "phase_done", TrainState: "step", Note: "note", Saved: "saved", SceneState: "scene",
+    PhaseStarted: "phase", PhaseDone: "phase_done", TrainState: "step", MeshProgress: "progress", Note: "note", Saved: "saved",
+    SceneState: "scene",
 }  # fmt: skip
 KINDS = {name: kind for kind, name in NAMES.items()}
 
 
 class JsonLines:
-    """A hook that writes events as they come; `every` seconds lie between two steps written, and the last one is never lost.
+    """A hook that writes events as they come; `every` seconds lie between two steps written, and the last one is never lost; as many
+    between two lines of progress in one phase.
 
-    Each line is flushed, so that the file can be followed and survives a kill. A path is opened when the first phase is done: a scene
-    that can't be read leaves no file. While a disk is full, lines wait (the last WAITING bytes of them), and `trouble` says so.
+    Each line is flushed, so that the file can be followed and survives a kill. A path is opened when the first phase is done or something
+    is saved: a scene that can't be read leaves no file. While a disk is full, lines wait (the last WAITING bytes of them), and `trouble`
+    says so.
     """
 
     def __init__(self, to: Path | TextIO, append: bool = False, every: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,15 +39,21 @@ class JsonLines:
         self._unwritten = b""
         self.trouble = ""
         self._every, self._clock = every, clock
-        self._last = -math.inf
+        self._last, self._told = -math.inf, -math.inf
         self._waiting: TrainState | None = None
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Preview | MeshProgress):
+        if isinstance(event, Preview):
             return
-        if self._file is None and isinstance(self._to, Path) and isinstance(event, PhaseDone | TrainState | SceneState):
+        if self._file is None and isinstance(self._to, Path) and isinstance(event, PhaseDone | TrainState | SceneState | Saved):
             self._file = _open(self._to, self._append)
         now = self._clock()
+        if isinstance(event, PhaseStarted):
+            self._told = -math.inf
+        if isinstance(event, MeshProgress):
+            if now - self._told < self._every:
+                return
+            self._told = now
         if isinstance(event, TrainState):
             if now - self._last < self._every:
                 self._waiting = event

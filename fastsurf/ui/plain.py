@@ -35,9 +35,9 @@ class Plain:
             case TrainState() if event.step == 1 or now >= self._due:
                 self._due = now + EVERY
                 self._line(self._phase, step_line(event))
-            case MeshProgress(done, detail) if now >= self._due:
+            case MeshProgress(done, detail, left) if now >= self._due:
                 self._due = now + EVERY
-                self._line(self._phase, f"{done:4.0%}  {detail}".rstrip())
+                self._line(self._phase, f"{done:4.0%}  {detail}".rstrip() + (f"  {duration(left)} left" if left is not None else ""))
             case Note(text):
                 self._line("note", text)
             case SceneState(name, state) if state != "waiting":
@@ -102,16 +102,37 @@ def closing_lines(
         solid: whether it is watertight, and what else is known, in a few words.
         seconds: by phase.
     """
-    x, y, z = (f"{length:.4g}" for length in size)
-    phases = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items())
     return [
         f"mesh   {path}" + ("  (stopped early)" if stopped else ""),
         f"faces  {faces:,}",
-        f"size   {x} x {y} x {z} {units}",
+        f"size   {_size(size)} {units}",
         f"solid  {solid}",
-        f"time   {duration(sum(seconds.values()))} ({phases})",
+        f"time   {_times(seconds)}",
         f"next   {next_command}",
     ]
+
+
+def points_lines(
+    path: str, points: int, size: Sequence[float], seconds: Mapping[str, float], next_command: str, stopped: bool,
+    units: str = "in the units of the input",
+) -> list[str]:  # fmt: skip
+    """What stays on the screen where points were written instead of a mesh; see `closing_lines`."""
+    return [
+        f"points {path}" + ("  (stopped early)" if stopped else ""),
+        f"number {points:,}, with normals and colours",
+        f"size   {_size(size)} {units}, of the surface that they lie on",
+        f"time   {_times(seconds)}",
+        f"next   {next_command}",
+    ]
+
+
+def _size(size: Sequence[float]) -> str:
+    return " x ".join(f"{length:.4g}" for length in size)
+
+
+def _times(seconds: Mapping[str, float]) -> str:
+    """All phases together, and each."""
+    return f"{duration(sum(seconds.values()))} ({', '.join(f'{name} {duration(s)}' for name, s in seconds.items())})"
 
 
 def placed_lines(
@@ -129,13 +150,12 @@ def placed_lines(
     """
     model, focal, width, height = cameras[0]
     lens = f"{model}, focal length {focal:.0f} pixels of {width} x {height}" if len(cameras) == 1 else f"{len(cameras)} different ones"
-    took = f"{duration(sum(seconds.values()))} ({', '.join(f'{name} {duration(s)}' for name, s in seconds.items())})"
     return [
         f"scene  {path}",
         f"placed {placed[0]} of {placed[1]} photographs, off by {error:.2f} pixels on average",
         f"points {points:,}, each seen in {track:.1f} photographs",
         f"camera {lens}",
-        f"time   {took if seconds else 'none: it was finished before'}",
+        f"time   {_times(seconds) if seconds else 'none: it was finished before'}",
         f"next   {next_command}",
     ]
 

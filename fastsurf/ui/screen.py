@@ -63,6 +63,7 @@ class Board:
     preview: Preview | None = None
     done: float | None = None  # of the present phase
     doing: str = ""  # a word on it
+    left: float | None = None  # seconds of it, where they are known and it is no training
     stepping: bool = False  # whether that is training
     notes: list[str] = field(default_factory=list)
     saved: float | None = None  # time of the last checkpoint
@@ -78,7 +79,7 @@ class Board:
                 self.phases[name] = Phase(self.clock(), None, detail)
                 for other in waiting:
                     self.phases[other] = self.phases.pop(other)
-                self.done, self.doing, self.stepping = None, "", False
+                self.done, self.doing, self.left, self.stepping = None, "", None, False
             case PhaseDone(name, seconds, detail):
                 self.phases[name] = Phase(0.0, seconds, detail)
                 self.done = None
@@ -91,8 +92,8 @@ class Board:
                     curve.add(number)
             case Preview():
                 self.preview = event
-            case MeshProgress(done, detail):
-                self.done, self.doing, self.stepping = done, detail, False
+            case MeshProgress(done, detail, left):
+                self.done, self.doing, self.left, self.stepping = done, detail, left, False
             case Note(text):
                 self.notes.append(text)
             case Saved("checkpoint", _):
@@ -328,6 +329,7 @@ def _bar_line(board: Board, inner: int, stopping: bool) -> Line:
         words += f"  step {board.state.step:,}  {duration(board.state.seconds_left)} left"
     elif board.doing:
         words += f"  {_cut(board.doing, DOING)}"
+        words += f"  {duration(board.left)} left" if board.left is not None else ""
     if stopping:
         words += "  finishing early" if board.stepping else "  writing the mesh"
     columns = max(8, inner - len(words))
