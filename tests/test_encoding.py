@@ -82,3 +82,11 @@ def test_reference_agrees_with_the_layout_everywhere(kind):
     wanted = torch.tensor([encode_one(p, table, levels) for p in x.to(torch.float64).tolist()], dtype=torch.float64)
     found = ReferenceBackend().encode(x.to(kind), table.to(kind), levels)
     torch.testing.assert_close(found.to(torch.float64), wanted, atol=1e-12 if kind == torch.float64 else 2e-4, rtol=0)
+
+
+def test_the_reference_takes_points_in_any_layout():
+    levels = level_table(6, 11, 4, growth(6, 4, 70))
+    table, x = torch.randn(entries(levels), 2), torch.rand(50, 3)
+    turned = x.T.contiguous().T
+    assert not turned.is_contiguous()
+    assert torch.equal(ReferenceBackend().encode(turned, table, levels), ReferenceBackend().encode(x, table, levels))

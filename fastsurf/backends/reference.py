@@ -156,7 +156,7 @@ def _corners(table: Tensor, index: Tensor) -> Tensor:
     if table.is_cuda:
         return table[index]
     features = table.shape[1]
-    return table.gather(0, index.view(-1, 1).expand(-1, features)).view(*index.shape, features)
+    return table.gather(0, index.reshape(-1, 1).expand(-1, features)).view(*index.shape, features)
 
 
 def _weights(w: Tensor) -> Tensor:
