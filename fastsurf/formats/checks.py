@@ -298,10 +298,7 @@ def mask_folder(path: Path, masks: str) -> Path:
     Raises:
         SceneError: there is none.
     """
-    folder = next((f for f in (Path(masks), path / masks) if f.is_dir()), None)
-    if folder is None:
-        raise SceneError(f"masks: want auto, ignore or a folder, found {masks!r}, which is no folder")
-    return folder
+    return _folder(path, masks, "masks: want auto, ignore or a folder")
 
 
 def find_ignored(path: Path, views: Sequence[View], where: str) -> list[View]:
@@ -335,9 +332,13 @@ def ignore_folder(path: Path, where: str) -> Path:
     Raises:
         SceneError: there is none.
     """
-    folder = next((f for f in (Path(where), path / where) if f.is_dir()), None)
+    return _folder(path, where, "scene.ignore: want auto, none or a folder")
+
+
+def _folder(path: Path, name: str, wanted: str) -> Path:
+    folder = next((f for f in (Path(name), path / name) if f.is_dir()), None)
     if folder is None:
-        raise SceneError(f"scene.ignore: want auto, none or a folder, found {where!r}, which is no folder")
+        raise SceneError(f"{wanted}, found {name!r}, which is no folder")
     return folder
 
 
