@@ -140,7 +140,7 @@ class MeshConfig:
     closed: bool = True  # close the mesh where the scene box cuts it
     min_component: float = 0.01  # components with less of the largest one's area are dropped
     fill_cavities: bool = True  # drop inner surfaces that no camera can see
-    shown_by: int | None = None  # photographs that must show a face, or it is dropped; none: 1 in open meshes without masks, else 0
+    shown_by: int | None = None  # that must show a face, or it is dropped; none: 1 to 4 by how many frame it, if open and without masks
     faces: int = 0  # simplify to about this many; 0: keep all
     colors: bool = True  # at the vertices
 

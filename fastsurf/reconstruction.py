@@ -52,7 +52,7 @@ from .scene import Scene, load_scene
 from .solidity import Report, inspect, simplify
 from .training import DEFAULT_MINUTES, Training, train
 from .ui.jsonlines import JsonLines
-from .visibility import least_shown, times_shown, trim
+from .visibility import photographs_asked, times_shown, trim, trims
 
 CHECKPOINT, CONFIG, LOG, PREVIEW, MESH = "checkpoint.safetensors", "config.toml", "log.jsonl", "preview.png", "mesh.ply"
 POSES = "poses"  # the scene made of photographs without cameras
@@ -468,9 +468,10 @@ def make_mesh(
     threads = model.backend.thread_count() if isinstance(model.backend, NativeBackend) else 0
     vertices, faces = extract(level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")), threads)
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
-    if scene is not None and (least := least_shown(c, scene.masks is not None)):
-        before, fewer = len(faces), "no photograph shows" if least == 1 else f"fewer than {least} photographs show"
-        shown = times_shown(model, scene, vertices, faces, least, events) >= least
+    if scene is not None and trims(c, scene.masks is not None):
+        before, asked = len(faces), photographs_asked(c, scene, vertices, faces)
+        fewer = {None: "too few photographs show", 1: "no photograph shows"}.get(c.shown_by, f"fewer than {c.shown_by} photographs show")
+        shown = times_shown(model, scene, vertices, faces, asked, events) >= asked
         vertices, faces = trim(vertices, faces, shown, c.min_component)
         if not shown.any():
             events(Note(f"all faces stay, though {fewer} any of them (mesh.shown_by)"))

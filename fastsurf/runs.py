@@ -38,7 +38,7 @@ from .scene import Scene, load_scene
 from .solidity import Report
 from .ui.jsonlines import finite
 from .unfinished import Unfinished
-from .visibility import least_shown
+from .visibility import trims
 
 ORBIT_FRAMES, ORBIT_SIZE = 60, 400  # pictures, pixels
 ORBIT_VIEW = (0.7, 1.2)  # field of view in radians: that of the photographs' longer side, within these
@@ -125,7 +125,7 @@ def mesh_run(
             raise UsageError("a mesh that is open where the scene box cuts it (--open, mesh.closed=false) can't be watertight as well")
         view = MEAN if appearance is None else header.photograph(appearance)
         masks = header.config.scene.background == "auto" and header.background == "random"  # background_kind
-        trimmed = least_shown(mesh, masks) > 0
+        trimmed = trims(mesh, masks)
         scene = open_scene(header) if output.wants_photographs else _scene_to_trim(header, events) if trimmed else None
         scale = scale_factor(output.scale, scene.capture.views if scene is not None else ())
         made = make_mesh(model, header.center, header.radius, replace(header.config, mesh=mesh), events, view, scene)

@@ -3,6 +3,9 @@
 Without masks nothing says what a wall looks like from behind: the field there is whatever training left. A photograph shows a face that
 looks towards its camera where one of its rays ends on the surface in the face's cell of the scene box, or in a cell beside that: one
 search a ray, however fine the mesh is. Cells are as wide as rays are apart.
+
+What a photograph sees in front of the scene box (a floor that goes on towards the camera) is explained by rags inside it. Few photographs
+look past the box's edge, so rags are shown by one or two of the many that have them in the frame, and surfaces by most.
 """
 
 import math
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .cameras import world_to_pixels
 from .config import MeshConfig
 from .hooks import Hook, MeshProgress
 from .info import pixel_footprint
@@ -21,17 +25,37 @@ from .scene import Scene
 
 FEWEST, MOST = 16, 128  # cells along the scene box
 RAYS = 1 << 19  # of all photographs together, about
+MOST_ASKED, SHARE_ASKED = 4, 0.1
 SMALL = 0.01  # share of the shown area, below which a hidden patch is believed
 CUT = 1e-4  # scene units: what a ray meets sooner after it enters the box is the box's cut through the solid
 
 
-def least_shown(config: MeshConfig, masks: bool) -> int:
-    """How many photographs have to show a face for it to stay, of a scene with or without masks."""
-    return config.shown_by if config.shown_by is not None else int(not (config.closed or masks))
+def trims(config: MeshConfig, masks: bool) -> bool:
+    """Whether faces have to be shown to stay, of a scene with or without masks."""
+    return config.shown_by > 0 if config.shown_by is not None else not (config.closed or masks)
 
 
-def times_shown(model: Model, scene: Scene, vertices: Floats, faces: Faces, enough: int, events: Hook) -> Ints:
-    """How many of the photographs to learn from show each face, (f,), counted up to `enough`.
+def photographs_asked(config: MeshConfig, scene: Scene, vertices: Floats, faces: Faces) -> Ints:
+    """How many photographs have to show each face for it to stay, (f,): as configured, else SHARE_ASKED of those to learn from that have it
+    in the frame, 1 to MOST_ASKED.
+
+    Args:
+        vertices, faces: (v, 3) in scene units and (f, 3).
+    """
+    if config.shown_by is not None:
+        return np.full(len(faces), config.shown_by)
+    cells, which = np.unique(_cells(vertices[faces].mean(1), MOST), return_inverse=True)
+    middles = (np.stack(np.unravel_index(cells, (MOST,) * 3), 1) + 0.5) * (2 / MOST) - 1
+    world, framed = middles * scene.radius + scene.center, np.zeros(len(cells))
+    for view in (scene.capture.views[i] for i in scene.train):
+        pixels = world_to_pixels(view, world)
+        framed += ((pixels >= 0) & (pixels <= (view.camera.width, view.camera.height))).all(1)
+    asked: Ints = np.ceil(SHARE_ASKED * framed).clip(1, MOST_ASKED).astype(np.int64)[which]
+    return asked
+
+
+def times_shown(model: Model, scene: Scene, vertices: Floats, faces: Faces, enough: Ints, events: Hook) -> Ints:
+    """How many of the photographs to learn from show each face, (f,), counted up to `enough` (f,).
 
     Args:
         vertices, faces: (v, 3) in scene units and (f, 3), the model's surface.
@@ -59,7 +83,7 @@ def times_shown(model: Model, scene: Scene, vertices: Floats, faces: Faces, enou
         met.reshape(-1)[_cells(rays[hit].at(t[hit]).numpy(), n)] = True
         near = left[dilate(met).reshape(-1)[cells[left]]]
         times[near[normals[near] @ rays.origins[0].numpy() > facing[near]]] += 1
-        left = left[times[left] < enough]
+        left = left[times[left] < enough[left]]
     return times
 
 

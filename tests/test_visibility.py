@@ -19,7 +19,7 @@ from fastsurf.rays import Rays
 from fastsurf.reconstruction import reconstruct
 from fastsurf.runs import mesh_run
 from fastsurf.scene import load_scene
-from fastsurf.visibility import least_shown, times_shown, trim
+from fastsurf.visibility import MOST_ASKED, photographs_asked, times_shown, trim, trims
 
 SILENT = lambda event: None  # noqa: E731
 
@@ -66,7 +66,7 @@ def test_a_ball_is_shown_where_it_faces_a_camera(tmp_path):
     vertices, faces = solid.mesh(48)
     cosine, _ = cosines(scene, vertices, faces)
     enough = 2
-    times = times_shown(solid, scene, vertices, faces, enough, SILENT)
+    times = times_shown(solid, scene, vertices, faces, np.full(len(faces), enough), SILENT)
     assert len(scene.train) > 5 and times.max() == enough
     assert (times <= (cosine > -1e-4).sum(1).clip(max=enough)).all() and (times >= (cosine > 0.5).sum(1).clip(max=enough)).all()
     assert 0.5 < (times > 0).mean() < 0.9
@@ -76,7 +76,7 @@ def test_what_lies_behind_something_else_is_not_shown(tmp_path):
     scene, solid = scene_of(tmp_path, (1, 0, 0), 0.86), Balls(middles=(0.45, -0.45))
     vertices, faces = solid.mesh()
     _, middle = cosines(scene, vertices, faces)
-    times = times_shown(solid, scene, vertices, faces, 1, SILENT)
+    times = times_shown(solid, scene, vertices, faces, np.ones(len(faces), int), SILENT)
     assert len(scene.train) >= 2
     near, far = middle[:, 0] > 0.8, (middle[:, 0] > -0.1) & (middle[:, 0] < 0) & (np.abs(middle[:, 1:]).max(1) < 0.1)
     assert near.sum() > 50 and (times[near] > 0).all()
@@ -96,14 +96,14 @@ def test_where_the_box_cuts_a_solid_nothing_is_shown(tmp_path, behind):
     faces = np.array([(0, 1, 2), (3, 2, 1)])
     cosine, _ = cosines(scene, vertices, faces)
     assert len(scene.train) >= 2 and (cosine > 0.8).all()
-    assert times_shown(solid, scene, vertices, faces, 1, SILENT).tolist() == ([1, 1] if behind < -1 else [0, 0])
+    assert times_shown(solid, scene, vertices, faces, np.ones(len(faces), int), SILENT).tolist() == ([1, 1] if behind < -1 else [0, 0])
 
 
 def test_pixels_to_ignore_show_nothing(tmp_path):
     scene, solid = scene_of(tmp_path, (1, 0, 0), 0.4), Balls()
     vertices, faces = solid.mesh(48)
     scene.ignored = [torch.ones(image.shape[:2], dtype=torch.bool) for image in scene.images]
-    assert not times_shown(solid, scene, vertices, faces, 1, SILENT).any()
+    assert not times_shown(solid, scene, vertices, faces, np.ones(len(faces), int), SILENT).any()
 
 
 def test_small_hidden_patches_stay_and_backs_go():
@@ -129,12 +129,55 @@ def test_a_mesh_that_nothing_shows_stays():
     assert kept is faces
 
 
-@pytest.mark.parametrize("config, masks, least", [
-    (MeshConfig(closed=False), False, 1), (MeshConfig(closed=False), True, 0), (MeshConfig(), False, 0),
-    (MeshConfig(closed=False, shown_by=0), False, 0), (MeshConfig(shown_by=2), True, 2),
+@pytest.mark.parametrize("config, masks, wanted", [
+    (MeshConfig(closed=False), False, True), (MeshConfig(closed=False), True, False), (MeshConfig(), False, False),
+    (MeshConfig(closed=False, shown_by=0), False, False), (MeshConfig(shown_by=2), True, True),
 ])  # fmt: skip
-def test_open_meshes_without_masks_are_trimmed(config, masks, least):
-    assert least_shown(config, masks) == least
+def test_open_meshes_without_masks_are_trimmed(config, masks, wanted):
+    assert trims(config, masks) == wanted
+
+
+def test_the_more_photographs_have_a_face_in_the_frame_the_more_must_show_it(tmp_path):
+    capture = ball(tmp_path, n=32, masks=False)
+    narrow = [replace(v, camera=replace(v.camera, params=(3.0 * v.camera.width, 3.0 * v.camera.height, *v.camera.params[2:])))
+              for v in capture.views[:15]]  # fmt: skip
+    config = SceneConfig(center=(0.0, 0.0, 0.0), radius=1.0, masks="ignore", background="model")
+    vertices, faces = Balls(size=0.9).mesh(32)
+    middle = vertices[faces].mean(1)
+    for views, most in ((capture.views[:15], 2), (capture.views, MOST_ASKED), (narrow, 2)):
+        scene = load_scene(replace(capture, views=tuple(views)), config)
+        asked = photographs_asked(MeshConfig(closed=False), scene, vertices, faces)
+        framed = np.zeros(len(faces))
+        for view in views:
+            x, y, z = ((middle - view.center) @ view.c2w[:, :3]).T
+            f, (w, h) = view.camera.focal, (view.camera.width, view.camera.height)
+            framed += (np.abs(x / z * f[0]) < w / 2) & (np.abs(y / z * f[1]) < h / 2)
+        assert asked.min() >= 1 and asked.max() == most and (views is not narrow or asked.min() == 1)
+        assert (np.abs(asked - np.ceil(0.1 * framed).clip(1, 4)) <= 1).all()
+        assert (asked == np.ceil(0.1 * framed).clip(1, 4)).mean() > 0.9
+        assert (photographs_asked(MeshConfig(shown_by=7), scene, vertices, faces) == 7).all()
+
+
+def test_rags_that_one_photograph_of_many_shows_are_left_out(tmp_path):
+    """A floor that ends at the box for all cameras but one, which looks in underneath it and sees a ball there."""
+    @dataclass
+    class Floor(Balls):
+        def level(self, x: Tensor) -> Tensor:
+            return torch.maximum(super().level(x - torch.tensor([0.0, 0.0, -0.6])), 0.05 - x[:, 2].abs())
+
+    capture = ball(tmp_path, n=64, masks=False)
+    above = [v for v in capture.views if v.center[2] > 2.5]
+    below = min(capture.views, key=lambda v: abs(v.center[2] + 0.6))
+    config = SceneConfig(center=(0.0, 0.0, 0.0), radius=1.0, masks="ignore", background="model")
+    scene, solid = load_scene(replace(capture, views=(*above, below)), config), Floor(size=0.2)
+    vertices, faces = solid.mesh(64)
+    asked = photographs_asked(MeshConfig(closed=False), scene, vertices, faces)
+    shown, hanging = times_shown(solid, scene, vertices, faces, asked, SILENT), vertices[faces].mean(1)[:, 2] < -0.2
+    top = vertices[faces].mean(1)[:, 2] > 0.04
+    assert shown[hanging].max() == 1 and asked[hanging].min() == 2 and (shown >= asked)[top].mean() > 0.9
+    _, left = trim(vertices, faces, shown >= asked, 0.01)
+    kept, _ = trim(vertices, faces, shown >= 1, 0.01)
+    assert kept[:, 2].min() < -0.2 and len(left) < (~hanging).sum() + 1
 
 
 def test_a_run_without_masks_leaves_out_what_nothing_shows(tiny_folder, tmp_path):
@@ -151,8 +194,8 @@ def test_a_run_without_masks_leaves_out_what_nothing_shows(tiny_folder, tmp_path
     folder.rename(tmp_path / "elsewhere")
     whole, _ = mesh_run(tmp_path / "run", tmp_path / "whole.ply", hooks=[told.append])
     assert len(whole.faces) > len(same.faces)
-    left_out, kept = [e.text for e in told if isinstance(e, Note) and "no photograph shows" in e.text]
-    assert left_out.startswith("left out ")
+    left_out, kept = [e.text for e in told if isinstance(e, Note) and ("left out" in e.text or "stays" in e.text)]
+    assert left_out.startswith("left out ") and left_out.endswith("of the faces, which too few photographs show (mesh.shown_by)")
     assert kept.startswith("what no photograph shows stays in the mesh: the photographs of this run are gone")
     (tmp_path / "elsewhere").rename(folder)
     hidden = replace(config, mesh=replace(config.mesh, shown_by=99))
