@@ -138,9 +138,9 @@ class MeshConfig:
 
     resolution: int = 512  # marching-cubes cells along the scene box
     closed: bool = True  # close the mesh where the scene box cuts it
-    min_component: float = 0.01  # components with less of the largest one's area are dropped
+    min_component: float = 0.01  # components with less of the largest's area are dropped; with masks only if shorter than 5 times this, too
     fill_cavities: bool = True  # drop inner surfaces that no camera can see
-    shown_by: int | None = None  # that must show a face, or it is dropped; none: 1 to 4 by how many frame it, if open and without masks
+    shown_by: int | None = None  # photographs that must show a face; none: 1 to 4 by how many have it in the frame, if open without masks
     faces: int = 0  # simplify to about this many; 0: keep all
     colors: bool = True  # at the vertices
 

@@ -17,6 +17,7 @@ Bools = npt.NDArray[np.bool_]
 Faces = npt.NDArray[np.int32]
 
 _BATCH = 1 << 18  # faces at once
+LONG = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,7 @@ def dilate(cells: Bools) -> Bools:
     return cells
 
 
-def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: bool) -> tuple[Floats, Faces]:
+def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: bool, spare_long: bool = False) -> tuple[Floats, Faces]:
     """Without small components and inner cavities; vertices keep their order.
 
     Args:
@@ -96,6 +97,7 @@ def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: b
         min_component: components with less than this share of the largest one's area are dropped.
         fill_cavities: closed components that face inwards (their signed volume is negative) are dropped, with what floats in them; but not
             the largest component of all, if it lies in no other.
+        spare_long: a small component stays if it is LONG times that share as long as the largest one (a rod that broke off).
     """
     label = components(vertices, faces)  # (f,)
     n = int(label.max()) + 1
@@ -119,8 +121,22 @@ def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: b
             low, high = shell.min((0, 1)), shell.max((0, 1))
             for other in np.flatnonzero(keep & (area < area[cavity]) & ((low < corner) & (corner < high)).all(1)):
                 keep[other] = abs(winding(corner[other], shell)) <= 0.5
-    keep &= area >= min_component * area[keep].max(initial=0)
-    return compact(vertices, faces[keep[label]])
+    small = keep & (area < min_component * area[keep].max(initial=0))
+    if spare_long and small.any():
+        length = _lengths(vertices, faces, label, n)
+        small &= length < LONG * min_component * length[np.where(keep, area, -1.0).argmax()]
+    return compact(vertices, faces[(keep & ~small)[label]])
+
+
+def _lengths(vertices: Floats, faces: Faces, label: Ints, n: int) -> Floats:
+    """Diagonals (n,) of the boxes round the components, of which each face (f,) has its own."""
+    of_vertex = np.full(len(vertices), n)
+    of_vertex[faces] = label[:, None]
+    low, high = np.full((n + 1, 3), np.inf), np.full((n + 1, 3), -np.inf)
+    np.minimum.at(low, of_vertex, vertices)
+    np.maximum.at(high, of_vertex, vertices)
+    lengths: Floats = np.linalg.norm(high[:n] - low[:n], axis=1)
+    return lengths
 
 
 def _enclosed(component: int, vertices: Floats, faces: Faces, starts: Ints) -> bool:

@@ -467,7 +467,7 @@ def make_mesh(
 
     threads = model.backend.thread_count() if isinstance(model.backend, NativeBackend) else 0
     vertices, faces = extract(level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")), threads)
-    vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities)
+    vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities, spare_long=model.background is None)
     if scene is not None and trims(c, scene.masks is not None):
         before, asked = len(faces), photographs_asked(c, scene, vertices, faces)
         fewer = {None: "too few photographs show", 1: "no photograph shows"}.get(c.shown_by, f"fewer than {c.shown_by} photographs show")

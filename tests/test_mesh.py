@@ -298,6 +298,20 @@ def test_cleaning_drops_crumbs_and_fills_cavities(min_component: float, fill: bo
     assert len(np.unique(faces)) == len(vertices)
 
 
+@pytest.mark.parametrize("min_component, pieces", [(0.01, 2), (0.05, 2), (0.15, 1)])
+def test_a_rod_that_broke_off_stays_and_crumbs_go(min_component: float, pieces: int) -> None:
+    """A ball of 0.3, a rod of 0.015 x 0.3 beside it (2.6 % of its area, half its length) and a crumb of 0.012."""
+    def level(x: Tensor) -> Tensor:
+        beside = (x - torch.tensor([0.6, 0.0, 0.0])).abs()
+        rod = torch.minimum(0.015 - beside[:, :2].norm(dim=1), 0.15 - beside[:, 2])
+        return torch.stack([sphere(0.3)(x), rod, sphere(0.012, (-0.7, 0, 0))(x)]).amax(0)
+
+    vertices, faces = extract(level, torch.ones(8, 8, 8, dtype=torch.bool), 200, closed=True)
+    assert components(vertices, faces).max() == 2
+    assert len(np.unique(components(*clean(vertices, faces, min_component, True, spare_long=True)))) == pieces
+    assert len(np.unique(components(*clean(vertices, faces, min_component, True)))) == (2 if min_component < 0.02 else 1)
+
+
 def test_a_bowl_open_at_the_box_is_no_cavity() -> None:
     """What is left open has no inside: never dropped, whichever way its signed volume falls."""
     vertices, faces = extract(lambda x: -sphere(0.8, (0, 0, 1))(x), torch.ones(8, 8, 8, dtype=torch.bool), 40, closed=False)
