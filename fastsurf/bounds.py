@@ -226,7 +226,7 @@ def _touches(view: View, mask: np.ndarray, points: np.ndarray, cell: float) -> t
     wider = math.ceil(reach / shrink)
     bright = torch.from_numpy(mask > 127)[None].float()
     small = max_pool2d(bright, min(shrink, *mask.shape), shrink, ceil_mode=True)
-    near = max_pool2d(small, 2 * wider + 1, 1, wider)[0].numpy() > 0
+    near = max_pool2d(max_pool2d(small, (2 * wider + 1, 1), 1, (wider, 0)), (1, 2 * wider + 1), 1, (0, wider))[0].numpy() > 0
     column, row = (pixels[inside] / shrink).astype(int).T
     touched = np.zeros(len(points), bool)
     touched[inside] = near[np.minimum(row, near.shape[0] - 1), np.minimum(column, near.shape[1] - 1)]

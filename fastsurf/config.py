@@ -136,7 +136,7 @@ class TrainConfig:
 class MeshConfig:
     """The mesh at the end."""
 
-    resolution: int = 512  # marching-cubes cells along the scene box
+    resolution: int = 0  # marching-cubes cells along the scene box, 8 or more; 0: 512, on a CPU in runs of half a minute and less 256
     closed: bool = True  # close the mesh where the scene box cuts it
     min_component: float = 0.01  # components with less of the largest's area are dropped; with masks only if shorter than 5 times this, too
     fill_cavities: bool = True  # drop inner surfaces that no camera can see
@@ -199,7 +199,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.rate_cameras": (0, 1),
     "train.skip_limit": (0, ANY),
     "train.warmup": (0, ANY), "train.final_rate": (1e-6, 1), "train.seed": (0, ANY),
-    "mesh.resolution": (8, 1 << 14), "mesh.min_component": (0, 1), "mesh.shown_by": (0, ANY), "mesh.faces": (0, ANY),
+    "mesh.resolution": (0, 1 << 14), "mesh.min_component": (0, 1), "mesh.shown_by": (0, ANY), "mesh.faces": (0, ANY),
     "poses.max_side": (100, ANY), "poses.features": (100, 1 << 15), "poses.frames": (3, ANY), "poses.least": (0, 1),
 }  # fmt: skip
 CHOICES = {
@@ -232,6 +232,8 @@ def check(config: Config) -> None:
     for key, choices in CHOICES.items():
         if _at(config, key) not in choices:
             raise ConfigError(f"{key}: want one of {', '.join(choices)}; found {_at(config, key)!r}")
+    if 0 < config.mesh.resolution < 8:
+        raise ConfigError(f"mesh.resolution: want 8 or more, or 0, found {config.mesh.resolution}")
     s = config.sampling
     if s.delta_min > s.delta_max:
         raise ConfigError(f"sampling.delta_min: want at most sampling.delta_max ({s.delta_max:g}), found {s.delta_min:g}")

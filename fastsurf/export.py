@@ -39,6 +39,7 @@ class Surface:
     center: Floats  # (3,)
     radius: float
     view: int = MEAN  # the photograph whose appearance it has
+    report: Report | None = None  # of the mesh, where it is known
 
     def painted(self, vertices: Floats, faces: Faces) -> Mesh:
         """Another mesh of the same surface, (v, 3) in the world: normals and colours from the field."""
@@ -82,7 +83,8 @@ def write(
         assert scene is not None
         picture = _texture(surface, mesh, output.texture, scene, events)
     mesh = scaled(mesh, factor)
-    report = inspect(mesh.vertices, mesh.faces)
+    report = surface.report if mesh is surface.mesh else None
+    report = report or inspect(mesh.vertices, mesh.faces)
     if not output.points:
         meshio.write_mesh(path, mesh, comments, picture)
         for file in (path, *companions(path, picture is not None)):

@@ -110,9 +110,9 @@ def preview(model: Model, scene: Scene, turn: int = 0) -> Preview:
     return _pictures(model, scene, scene.train[turn % len(scene.train)], PREVIEW_SIDE)
 
 
-def last_preview(model: Model, scene: Scene) -> Preview:
+def last_preview(model: Model, scene: Scene, small: bool = False) -> Preview:
     """Larger pictures, of a held-out view where there is one."""
-    return _pictures(model, scene, (scene.test or scene.train)[0], FINAL_SIDE)
+    return _pictures(model, scene, (scene.test or scene.train)[0], FINAL_SIDE // 2 if small else FINAL_SIDE)
 
 
 def preview_png(shown: Preview, step: int) -> bytes:

@@ -50,7 +50,7 @@ from .pictures import last_preview, preview, preview_png
 from .poses import find_poses, is_bare
 from .scene import Scene, load_scene
 from .solidity import Report, inspect, simplify
-from .training import DEFAULT_MINUTES, Training, train
+from .training import DEFAULT_MINUTES, Training, cells_along, is_short, train
 from .ui.jsonlines import JsonLines
 from .visibility import photographs_asked, times_shown, trim, trims
 
@@ -237,7 +237,7 @@ def _reconstruct(
         write_whole(run / CAMERAS, (json.dumps(written(model.corrections.views(scene)), indent=1) + "\n").encode())
         events(Saved("cameras", run / CAMERAS))
 
-    with phases("mesh") as phase, explained("meshing", *_mesh_again(run, config)):
+    with phases("mesh") as phase, explained("meshing", *_mesh_again(run, config, backend.device.type)):
         model.set_progress(training.progress())
         mesh = make_mesh(model, scene.center, scene.radius, config, events, scene=scene)
         origin = f"from {scene.capture.path.name}"
@@ -246,7 +246,7 @@ def _reconstruct(
         report = inspect(mesh.vertices, mesh.faces)
         record(run, MESH, report)
         if out is not None:
-            mesh, report = write_out(out, Surface(mesh, model, scene.center, scene.radius), output, scene, events, (origin,))
+            mesh, report = write_out(out, Surface(mesh, model, scene.center, scene.radius, report=report), output, scene, events, (origin,))
             record(run, str(out), report, scale_factor(output.scale, scene.capture.views), output.points)
         if not (run / CHECKPOINT).exists() or read_header(run / CHECKPOINT).step != training.step:  # there was no room for it
             save_checkpoint(run / CHECKPOINT, training)
@@ -335,10 +335,10 @@ def _smaller(config: Config) -> str:
     return "a lower " + ", ".join(f"{name} ({now})" for name, now in sets.items()) + f" or scene.max_side ({config.scene.max_side})"
 
 
-def _mesh_again(run: Path, config: Config) -> tuple[str, str]:
+def _mesh_again(run: Path, config: Config, device: str) -> tuple[str, str]:
     """For `explained`."""
     again = f"what was learned is in {run / CHECKPOINT}, and `fastsurf mesh {run} -o FILE` makes the mesh from it"
-    return f"--resolution {max(config.mesh.resolution // 2, 8)}", again
+    return f"--resolution {max(cells_along(config, device) // 2, 8)}", again
 
 
 def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], bool], control: Control) -> TrainState | None:
@@ -392,7 +392,7 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
             events(Note(f"stopped at step {state.step}; saving and meshing what is there"))
             break
     _save(folder, run, events)
-    _keep_preview(folder, last_preview(run.model, run.scene), run.step, events)
+    _keep_preview(folder, last_preview(run.model, run.scene, small=is_short(t, run.backend.device.type)), run.step, events)
     return state
 
 
@@ -427,7 +427,7 @@ def _optional(what: str, events: Hook) -> Iterator[None]:
 def _half_mesh(run: Training, path: Path, what: str, events: Hook) -> float:
     """A mesh at half the resolution, for the impatient; returns the seconds that one at the full resolution will take."""
     config, start = run.config, time.monotonic()
-    half = replace(config, mesh=replace(config.mesh, resolution=max(config.mesh.resolution // 2, 8)))
+    half = replace(config, mesh=replace(config.mesh, resolution=max(cells_along(config, run.backend.device.type) // 2, 8)))
     grid = {name: t.clone() for name, t in run.model.grid.state_dict().items()}
     try:
         mesh = make_mesh(run.model, run.scene.center, run.scene.radius, half, lambda _: None, scene=run.scene)
@@ -466,7 +466,8 @@ def make_mesh(
         return torch.cat(list(in_parts(lambda part: model.level(x[part].to(device)), len(x), BATCH, events)))
 
     threads = model.backend.thread_count() if isinstance(model.backend, NativeBackend) else 0
-    vertices, faces = extract(level, model.occupied, c.resolution, c.closed, lambda done: events(MeshProgress(done, "surface")), threads)
+    resolution = cells_along(config, device.type)
+    vertices, faces = extract(level, model.occupied, resolution, c.closed, lambda done: events(MeshProgress(done, "surface")), threads)
     vertices, faces = clean(vertices, faces, c.min_component, c.fill_cavities, spare_long=model.background is None)
     if scene is not None and trims(c, scene.masks is not None):
         before, asked = len(faces), photographs_asked(c, scene, vertices, faces)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .backends import Backend, FusedBackend
-from .config import TrainConfig
+from .config import Config, TrainConfig
 from .errors import BackendError
 from .forecast import Forecast
 from .fused import FusedStep
@@ -33,7 +33,8 @@ from .scene import Scene
 DEFAULT_MINUTES = {"cpu": 3.0, "cuda": 0.5}
 DEFAULT_RAYS = {"cpu": 1024, "cuda": 4096}  # a GPU takes four times as many in less than twice the time
 SHORT_MINUTES, SHORT_RAYS = 0.5, 512  # a CPU has too few steps in so short a run, and smaller ones are worth more
-GRID_LOOKS_EVERYWHERE = 8  # the first grid updates look at every cell
+DEFAULT_CELLS, SHORT_CELLS = 512, 256  # of the mesh; what half as many save is time for more steps
+GRID_LOOKS_EVERYWHERE, SHORT_LOOKS = 8, 2  # the first grid updates look at every cell
 SMALL = 1 << 16  # numbers of a parameter whose gradient is looked at in every step
 LEAST_SHARE = 0.2  # of `train.minutes` that is training, however long the rest takes
 PATCHES_FROM = 0.15  # progress; before, most of what is unexplained is not yet learned
@@ -50,6 +51,7 @@ class Training:
         self.optimizer = Optimizer(model, self.config.train, backend)
         self.generator = torch.Generator(backend.device).manual_seed(self.config.train.seed)
         self.rays = rays_a_step(self.config.train, backend.device.type)
+        self.looks = SHORT_LOOKS if is_short(self.config.train, backend.device.type) else GRID_LOOKS_EVERYWHERE
         if model.appearance is not None:
             model.appearance.learned[[i for i in scene.train if i not in scene.blind]] = True
         used = "points" in model.method.losses and self.config.loss.points > 0 and self.config.scene.points != "ignore"
@@ -93,10 +95,19 @@ class Training:
         return min(self.seconds / max(60.0 * minutes - self.besides, LEAST_SHARE * 60.0 * minutes), 1.0)
 
 
+def is_short(config: TrainConfig, device: str) -> bool:
+    """Whether a device (cpu or cuda) has but little time."""
+    return device == "cpu" and config.steps is None and (config.minutes or DEFAULT_MINUTES[device]) <= SHORT_MINUTES
+
+
 def rays_a_step(config: TrainConfig, device: str) -> int:
     """As configured, else what suits the device (cpu or cuda) and the time."""
-    short = device == "cpu" and config.steps is None and (config.minutes or DEFAULT_MINUTES[device]) <= SHORT_MINUTES
-    return config.rays or (SHORT_RAYS if short else DEFAULT_RAYS[device])
+    return config.rays or (SHORT_RAYS if is_short(config, device) else DEFAULT_RAYS[device])
+
+
+def cells_along(config: Config, device: str) -> int:
+    """The mesh's resolution: as configured, else what suits the device (cpu or cuda) and the time."""
+    return config.mesh.resolution or (SHORT_CELLS if is_short(config.train, device) else DEFAULT_CELLS)
 
 
 def train(run: Training) -> Iterator[TrainState]:
@@ -155,7 +166,7 @@ def _step(run: Training, progress: float) -> tuple[dict[str, float], float, floa
     if run.patches is not None and progress >= PATCHES_FROM and run.step % config.grid.update_every == 0:
         run.patches.judge(config.loss.transient)
     if run.step % config.grid.update_every == 0:
-        model.update_grid(run.generator, everywhere=run.step < GRID_LOOKS_EVERYWHERE * config.grid.update_every)
+        model.update_grid(run.generator, everywhere=run.step < run.looks * config.grid.update_every)
     numbers = run.prepare()().tolist()
     losses = dict(zip(loss_names(run), numbers, strict=False))
     good = math.isfinite(sum(numbers))

@@ -2,6 +2,7 @@ import pytest
 
 from fastsurf.config import PRESETS, Config, check, from_dict, load_config, to_dict, to_toml
 from fastsurf.errors import ConfigError
+from fastsurf.training import cells_along, rays_a_step
 
 
 def test_defaults_survive_toml(tmp_path):
@@ -20,6 +21,7 @@ def test_from_dict_reads_what_to_dict_writes():
 @pytest.mark.parametrize("setting, found", [
     ("train.steps=0", "want 1 or more, found 0"), ("train.minutes=0", "want 0.001 or more"), ("train.foreground=2", "want 0 to 1, found 2"),
     ("sampling.delta_min=0.0", "want 0.0001 or more"), ("grid.resolution=0", "want 8 to 512"), ("threads=-1", "want 0 or more"),
+    ("mesh.resolution=4", "want 8 or more, or 0, found 4"), ("mesh.resolution=-1", "want 0 to 16384"),
     ("field.base_resolution=3000000", "want 2 to 65536"),
     ("train.rate_mlp=nan", "found nan"), ("scene.background=pink", "want one of auto.*found 'pink'"), ("backend=gpu", "found 'gpu'"),
 ])  # fmt: skip
@@ -31,6 +33,16 @@ def test_values_that_cannot_work_are_refused(setting, found):
 def test_an_interval_that_grows_is_refused():
     with pytest.raises(ConfigError, match=r"sampling\.delta_min: want at most sampling\.delta_max \(0\.001\), found 0\.5"):
         check(load_config(None, ["sampling.delta_max=0.001", "sampling.delta_min=0.5", "sampling.delta_until=0.001"]))
+
+
+@pytest.mark.parametrize("settings, device, rays, cells", [
+    ([], "cpu", 1024, 512), (["train.minutes=0.5"], "cpu", 512, 256), (["train.minutes=0.51"], "cpu", 1024, 512),
+    (["train.minutes=0.25"], "cuda", 4096, 512), (["train.steps=10"], "cpu", 1024, 512),
+    (["train.minutes=0.25", "mesh.resolution=300", "train.rays=64"], "cpu", 64, 300), (["mesh.resolution=300"], "cpu", 1024, 300),
+])  # fmt: skip
+def test_runs_of_half_a_minute_take_smaller_steps_and_a_coarser_mesh(settings, device, rays, cells):
+    config = load_config(None, settings)
+    assert (rays_a_step(config.train, device), cells_along(config, device)) == (rays, cells)
 
 
 def test_every_preset_can_work():
