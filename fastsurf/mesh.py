@@ -17,7 +17,7 @@ Bools = npt.NDArray[np.bool_]
 Faces = npt.NDArray[np.int32]
 
 _BATCH = 1 << 18  # faces at once
-LONG = 5.0
+LONG = 5.0  # times the least share of the area: the least share of the length
 
 
 @dataclass(frozen=True, eq=False)
