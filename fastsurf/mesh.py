@@ -111,8 +111,10 @@ def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: b
         corner = vertices[faces[order[starts], 0]]  # (n, 3) one of each
         largest = int(area.argmax())
         for cavity in np.flatnonzero(volume < 0):
-            if cavity == largest and not _enclosed(largest, vertices, faces[order], starts):
-                continue  # a room, say, which cameras see from within
+            if cavity == largest:
+                low, high = _boxes(vertices, faces, label, n)
+                if not ((low < low[largest]) & (high > high[largest])).all(1).any():
+                    continue  # a room, say, which cameras see from within
             own = faces[order[ends[cavity - 1] if cavity else 0 : ends[cavity]]]
             if not is_watertight(own):
                 continue
@@ -123,27 +125,20 @@ def clean(vertices: Floats, faces: Faces, min_component: float, fill_cavities: b
                 keep[other] = abs(winding(corner[other], shell)) <= 0.5
     small = keep & (area < min_component * area[keep].max(initial=0))
     if spare_long and small.any():
-        length = _lengths(vertices, faces, label, n)
+        low, high = _boxes(vertices, faces, label, n)
+        length = np.linalg.norm(high - low, axis=1)
         small &= length < LONG * min_component * length[np.where(keep, area, -1.0).argmax()]
     return compact(vertices, faces[(keep & ~small)[label]])
 
 
-def _lengths(vertices: Floats, faces: Faces, label: Ints, n: int) -> Floats:
-    """Diagonals (n,) of the boxes round the components, of which each face (f,) has its own."""
-    of_vertex = np.full(len(vertices), n)
+def _boxes(vertices: Floats, faces: Faces, label: Ints, n: int) -> tuple[Floats, Floats]:
+    """Corners (n, 3) of the boxes round the components, of which each face (f,) has its own."""
+    of_vertex = np.full(len(vertices), n)  # n: of none
     of_vertex[faces] = label[:, None]
     low, high = np.full((n + 1, 3), np.inf), np.full((n + 1, 3), -np.inf)
     np.minimum.at(low, of_vertex, vertices)
     np.maximum.at(high, of_vertex, vertices)
-    lengths: Floats = np.linalg.norm(high[:n] - low[:n], axis=1)
-    return lengths
-
-
-def _enclosed(component: int, vertices: Floats, faces: Faces, starts: Ints) -> bool:
-    """Whether the box round another component holds that of this one; they begin at the faces `starts` (n,)."""
-    low, high = (np.concatenate([f(vertices[faces[k : k + _BATCH]], 1) for k in range(0, len(faces), _BATCH)]) for f in (np.min, np.max))
-    low, high = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
-    return bool(((low < low[component]) & (high > high[component])).all(1).any())
+    return low[:n], high[:n]
 
 
 def compact(vertices: Floats, faces: Faces) -> tuple[Floats, Faces]:

@@ -50,7 +50,7 @@ from .pictures import last_preview, preview, preview_png
 from .poses import find_poses, is_bare
 from .scene import Scene, load_scene
 from .solidity import Report, inspect, simplify
-from .training import DEFAULT_MINUTES, Training, cells_along, is_short, train
+from .training import DEFAULT_MINUTES, Training, cells_along, train
 from .ui.jsonlines import JsonLines
 from .visibility import photographs_asked, times_shown, trim, trims
 
@@ -392,7 +392,7 @@ def _train(run: Training, folder: Path, events: Hook, should_stop: Callable[[], 
             events(Note(f"stopped at step {state.step}; saving and meshing what is there"))
             break
     _save(folder, run, events)
-    _keep_preview(folder, last_preview(run.model, run.scene, small=is_short(t, run.backend.device.type)), run.step, events)
+    _keep_preview(folder, last_preview(run.model, run.scene, small=run.short), run.step, events)
     return state
 
 

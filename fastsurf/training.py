@@ -51,7 +51,8 @@ class Training:
         self.optimizer = Optimizer(model, self.config.train, backend)
         self.generator = torch.Generator(backend.device).manual_seed(self.config.train.seed)
         self.rays = rays_a_step(self.config.train, backend.device.type)
-        self.looks = SHORT_LOOKS if is_short(self.config.train, backend.device.type) else GRID_LOOKS_EVERYWHERE
+        self.short = is_short(self.config.train, backend.device.type)
+        self.looks = SHORT_LOOKS if self.short else GRID_LOOKS_EVERYWHERE
         if model.appearance is not None:
             model.appearance.learned[[i for i in scene.train if i not in scene.blind]] = True
         used = "points" in model.method.losses and self.config.loss.points > 0 and self.config.scene.points != "ignore"
