@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from .backends import Aim, FusedBackend, Gradients, Look, Parameters, Placed
-from .config import LossConfig
 from .landmarks import Known
-from .losses import outlier_scale
+from .losses import Weights, outlier_scale
 from .model import Model
 from .rays import Batch, Rays
 from .render import LEAST_WEIGHT, Samples
@@ -30,7 +29,7 @@ class FusedStep:
         self.gradients = Gradients(table, w1, w2, [torch.empty_like(w, requires_grad=False) for w in head.weights])
 
     def __call__(
-        self, batch: Batch, behind: Tensor, target: Tensor, samples: Samples, weights: LossConfig, trust: Tensor | None = None,
+        self, batch: Batch, behind: Tensor, target: Tensor, samples: Samples, weights: Weights, trust: Tensor | None = None,
         known: Known | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Leave gradients on the parameters.

@@ -4,7 +4,7 @@ Below stand the formulas; at the end, how each is asked of what a training step 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -19,6 +19,26 @@ from .surface import Crossings
 LEAST_OPACITY = 1e-4  # of the logarithm where something should be
 DEEP = 4.0  # optical depth from which the mask loss grows but slowly
 WITH_MASKS = 0.15  # scale of outliers; without masks the surroundings are far off for long, and must pull
+SMOOTH_WITH_MASKS, SMOOTH = 0.005, 0.02  # outlines hold a surface as well as smoothness does
+POINTS, MANY = 0.02, 36  # weight of sparse points where photographs are many: fewer say less, points as much as ever
+
+
+@dataclass(frozen=True)
+class Weights(LossConfig):
+    """A `LossConfig` for one scene."""
+
+    smooth: float = SMOOTH_WITH_MASKS
+    points: float = POINTS
+
+
+def weights_for(config: LossConfig, masks: bool, photographs: int) -> Weights:
+    """What is not configured, for a scene with masks or without, and so many photographs to learn from."""
+    settled = {field.name: getattr(config, field.name) for field in fields(config)}
+    if config.smooth is None:
+        settled["smooth"] = SMOOTH_WITH_MASKS if masks else SMOOTH
+    if config.points is None:
+        settled["points"] = POINTS * max(1.0, MANY / max(photographs, 1))
+    return Weights(**settled)
 
 
 def outlier_scale(weights: LossConfig, masks: bool) -> float:
@@ -78,7 +98,7 @@ class Seen:
     rendering: Rendering
     found: Crossings
     target: Tensor  # (n_rays, 3) what the rays should show
-    config: LossConfig
+    config: Weights
     plain: float | Tensor  # 1 once colours learn from outliers as from other rays, 0 before
     generator: torch.Generator
     trust: Tensor | None = None  # (n_rays,) in [0, 1], how much the rays count for the colour loss; None: all alike

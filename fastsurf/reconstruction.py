@@ -275,7 +275,7 @@ def find_landmarks(scene: Scene, config: Config, backend: Backend, run: Path, go
         return scene.with_points(*kept_points(kept, len(scene.images)))
     if not go_on:
         kept.unlink(missing_ok=True)
-    wanted = "points" in METHODS[config.method].losses and config.loss.points > 0 and config.scene.points == "auto"
+    wanted = "points" in METHODS[config.method].losses and config.loss.points != 0 and config.scene.points == "auto"
     if go_on or not wanted or scene.masks is not None or scene.capture.sightings is not None or load_pycolmap() is None:
         return scene
     device = backend.device.type

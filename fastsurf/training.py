@@ -19,7 +19,7 @@ from .errors import BackendError
 from .forecast import Forecast
 from .fused import FusedStep
 from .hooks import TrainState
-from .losses import Seen
+from .losses import Seen, weights_for
 from .methods import samples_per_ray
 from .model import Model
 from .optim import Optimizer
@@ -55,7 +55,8 @@ class Training:
         self.looks = SHORT_LOOKS if self.short else GRID_LOOKS_EVERYWHERE
         if model.appearance is not None:
             model.appearance.learned[[i for i in scene.train if i not in scene.blind]] = True
-        used = "points" in model.method.losses and self.config.loss.points > 0 and self.config.scene.points != "ignore"
+        self.weights = weights_for(self.config.loss, scene.masks is not None, len(scene.train))
+        used = "points" in model.method.losses and self.weights.points > 0 and self.config.scene.points != "ignore"
         self.landmarks = scene.landmarks.to(backend.device) if used and scene.landmarks is not None else None
         self.patches = Patches(scene.images, backend.device) if self.config.loss.transient > 0 else None
         self.step = 0
@@ -212,13 +213,13 @@ def learn(run: Training) -> Tensor:
     trust = None if run.patches is None or patch is None else run.patches.trust(patch)
     known = None if run.landmarks is None else run.landmarks.draw(generator)
     if run.fused is not None:
-        numbers, errors = run.fused(batch, behind, target, samples, config.loss, trust, known)
+        numbers, errors = run.fused(batch, behind, target, samples, run.weights, trust, known)
         if run.patches is not None and patch is not None:
             run.patches.note(patch, errors)
         return torch.cat([numbers, _flaw(model)])
     rendering, found = model.method.render(batch.rays, model, model.interval, samples, lambda _: behind)
-    seen = Seen(batch, rendering, found, target, config.loss, model.plain_colors, generator, trust, known, model.trust_points)
-    losses = torch.stack([getattr(config.loss, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
+    seen = Seen(batch, rendering, found, target, run.weights, model.plain_colors, generator, trust, known, model.trust_points)
+    losses = torch.stack([getattr(run.weights, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         if run.patches is not None and patch is not None:
@@ -235,7 +236,7 @@ def _flaw(model: Model) -> Tensor:
 
 def loss_names(run: Training) -> list[str]:
     """Of the losses in use, in their order."""
-    weights = run.config.loss
+    weights = run.weights
     there = {"mask": run.scene.masks is not None, "points": run.landmarks is not None}
     asked = {name: getattr(weights, name) > 0 and there.get(name, True) for name in run.model.method.losses}
     return [name for name, ask in asked.items() if ask or name == "color"]

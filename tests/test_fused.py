@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fastsurf.backends import FusedBackend, Gradients, Look, Parameters, native
 from fastsurf.backends.native import NativeBackend
-from fastsurf.config import LossConfig, load_config
+from fastsurf.config import load_config
 from fastsurf.landmarks import Landmarks
-from fastsurf.losses import Seen, mask_loss, photometric, points_loss, smooth_loss
+from fastsurf.losses import Seen, Weights, mask_loss, photometric, points_loss, smooth_loss
 from fastsurf.model import Model
 from fastsurf.rays import Batch, Rays, make_rays
 from fastsurf.render import LEAST_WEIGHT, shade
@@ -103,7 +103,7 @@ class Problem:
         nothing = Crossings(rays.t_far, rays.t_far > 99, look.t[:, :0], torch.zeros(len(rays), dtype=torch.int64), 1.0)
         rendering = shade(rays, model, look.t.to(kind), None, nothing, lambda _: behind)
         color, mask, smooth, points = look.weights
-        asked = LossConfig(huber=look.huber, outlier=0.0 if math.isinf(look.outlier) else look.outlier)
+        asked = Weights(huber=look.huber, outlier=0.0 if math.isinf(look.outlier) else look.outlier)
         plain = float(look.plain_colors)
         seen = Seen(Batch(rays, look.target, None), rendering, nothing, look.target.to(kind), asked, plain, torch.Generator(), look.trust)
         losses = [color * photometric(model, seen)]

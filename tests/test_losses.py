@@ -5,7 +5,7 @@ import torch
 
 from fastsurf.compositing import Rendering
 from fastsurf.config import LossConfig
-from fastsurf.losses import Seen, color_loss, mask_loss, outlier_scale, photometric, smooth_loss
+from fastsurf.losses import Seen, Weights, color_loss, mask_loss, outlier_scale, photometric, smooth_loss, weights_for
 from fastsurf.rays import Batch, Rays
 from fastsurf.surface import Crossings
 
@@ -40,7 +40,7 @@ def test_colours_can_learn_from_outliers_when_weights_do_not(plain):
     rendering = Rendering(rgb, nothing, nothing, nothing, nothing, nothing > 0, nothing, paint)
     rays = Rays(torch.zeros(2, 3), torch.zeros(2, 3), nothing, nothing, nothing.long())
     found, batch = Crossings(nothing, nothing > 0, nothing[:, None], nothing.long(), 1.0), Batch(rays, rgb, None)
-    loss = photometric(None, Seen(batch, rendering, found, torch.zeros(2, 3), LossConfig(outlier=0.3), plain, torch.Generator()))
+    loss = photometric(None, Seen(batch, rendering, found, torch.zeros(2, 3), Weights(outlier=0.3), plain, torch.Generator()))
     off = torch.tensor([0.6, 2.4])
     torch.testing.assert_close(loss, (off / (1 + off / 0.3)).mean())
     loss.backward()
@@ -52,6 +52,16 @@ def test_colours_can_learn_from_outliers_when_weights_do_not(plain):
 def test_outliers_have_a_scale_of_their_own_where_there_are_masks():
     assert outlier_scale(LossConfig(), True) == 0.15 and outlier_scale(LossConfig(), False) == math.inf
     assert outlier_scale(LossConfig(outlier=0.0), True) == math.inf and outlier_scale(LossConfig(outlier=0.5), False) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("masks", "photographs", "smooth", "points"), [(True, 9, 0.005, 0.08), (False, 9, 0.02, 0.08), (False, 64, 0.02, 0.02)]
+)
+def test_the_less_photographs_say_the_more_what_else_is_known_counts(masks, photographs, smooth, points):
+    found = weights_for(LossConfig(mask=0.3), masks, photographs)
+    assert (found.smooth, found.points, found.mask) == (smooth, pytest.approx(points), 0.3)
+    asked = weights_for(LossConfig(smooth=0.0, points=0.5), masks, photographs)
+    assert (asked.smooth, asked.points) == (0.0, 0.5)
 
 
 def test_mask_loss_is_the_cross_entropy_and_stays_finite():

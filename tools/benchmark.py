@@ -38,6 +38,7 @@ from fastsurf.errors import FastsurfError
 from fastsurf.forecast import Forecast
 from fastsurf.fused import FusedStep
 from fastsurf.hooks import PhaseStarted, Saved, TrainState
+from fastsurf.losses import Weights
 from fastsurf.mesh import extract
 from fastsurf.model import Model
 from fastsurf.rays import Batch, make_rays
@@ -215,7 +216,7 @@ def memory(repeats: int) -> dict[str, float]:
     rays = make_rays(origins, torch.nn.functional.normalize(towards - origins, dim=1))
     fused, color = FusedStep(model, backend), torch.rand(n, 3)
     for _ in range(3):
-        fused(Batch(rays, color, color[:, 0]), color, color, Samples(8, 16, torch.Generator()), model.config.loss)
+        fused(Batch(rays, color, color[:, 0]), color, color, Samples(8, 16, torch.Generator()), Weights())
     status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory as well
     return {"peak_mib": float(status.split("VmHWM:")[1].split()[0]) / 1024}
 
