@@ -54,7 +54,7 @@ class FusedStep:
         look = Look(
             rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
             points, occupancy, (weights.color, weights.mask, weights.smooth, left), LEAST_WEIGHT, weights.huber,
-            outlier_scale(weights, batch.mask is not None), bool(self.model.plain_colors),
+            outlier_scale(weights), bool(self.model.plain_colors),
             None if appearance is None else appearance.detach(), trust,
         )  # fmt: skip
         learned = self.backend.train_step(look, now, self.gradients)

@@ -25,8 +25,9 @@ POINTS, MANY = 0.02, 36  # weight of sparse points where photographs are many: f
 
 @dataclass(frozen=True)
 class Weights(LossConfig):
-    """A `LossConfig` for one scene."""
+    """A `LossConfig` for one scene, nothing in it none."""
 
+    outlier: float = WITH_MASKS
     smooth: float = SMOOTH_WITH_MASKS
     points: float = POINTS
 
@@ -34,6 +35,8 @@ class Weights(LossConfig):
 def weights_for(config: LossConfig, masks: bool, photographs: int) -> Weights:
     """What is not configured, for a scene with masks or without, and so many photographs to learn from."""
     settled = {field.name: getattr(config, field.name) for field in fields(config)}
+    if config.outlier is None:
+        settled["outlier"] = WITH_MASKS if masks else 0.0
     if config.smooth is None:
         settled["smooth"] = SMOOTH_WITH_MASKS if masks else SMOOTH
     if config.points is None:
@@ -41,10 +44,9 @@ def weights_for(config: LossConfig, masks: bool, photographs: int) -> Weights:
     return Weights(**settled)
 
 
-def outlier_scale(weights: LossConfig, masks: bool) -> float:
-    """`outlier` of the colour loss for a scene with masks or without."""
-    scale = weights.outlier if weights.outlier is not None else WITH_MASKS if masks else 0.0
-    return scale or math.inf
+def outlier_scale(weights: Weights) -> float:
+    """`outlier` of the colour loss, infinite where all rays count alike."""
+    return weights.outlier or math.inf
 
 
 def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0, outlier: float = math.inf, trust: Tensor | None = None) -> Tensor:
@@ -109,7 +111,7 @@ class Seen:
 def photometric(solid: Solid, seen: Seen) -> Tensor:
     """`color_loss` of all rays. Late in a run, when the surface stands, colours alone learn from outliers too: what has the wrong colour
     is an outlier, and would stay one."""
-    scale, huber, trust = outlier_scale(seen.config, seen.batch.mask is not None), seen.config.huber, seen.trust
+    scale, huber, trust = outlier_scale(seen.config), seen.config.huber, seen.trust
     loss, paint = color_loss(seen.rendering.rgb, seen.target, huber, scale, trust), seen.rendering.paint
     if math.isinf(scale):
         return loss

@@ -12,7 +12,7 @@ from .appearance import MEAN
 from .compositing import Rendering
 from .files import png
 from .hooks import Hook, Preview
-from .losses import color_loss, outlier_scale
+from .losses import color_loss, outlier_scale, weights_for
 from .memory import in_parts
 from .model import Model
 from .optim import BETAS, EPSILON
@@ -82,7 +82,7 @@ def fit_appearance(model: Model, rays: Rays, target: Tensor, view: int) -> None:
     c, device, generator = model.config.sampling, model.backend.device, torch.Generator().manual_seed(model.config.train.seed)
     appearance, samples = model.appearance, Samples(c.front, c.interval)
     assert appearance is not None
-    table, scale = appearance.table, outlier_scale(model.config.loss, False)
+    table, scale = appearance.table, outlier_scale(weights_for(model.config.loss, False, 1))
     first, second = torch.zeros_like(table), torch.zeros_like(table)
     table.data[view] = appearance.mean()
     appearance.learned[view] = True

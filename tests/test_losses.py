@@ -50,8 +50,11 @@ def test_colours_can_learn_from_outliers_when_weights_do_not(plain):
 
 
 def test_outliers_have_a_scale_of_their_own_where_there_are_masks():
-    assert outlier_scale(LossConfig(), True) == 0.15 and outlier_scale(LossConfig(), False) == math.inf
-    assert outlier_scale(LossConfig(outlier=0.0), True) == math.inf and outlier_scale(LossConfig(outlier=0.5), False) == 0.5
+    def scale(config: LossConfig, masks: bool) -> float:
+        return outlier_scale(weights_for(config, masks, 64))
+
+    assert scale(LossConfig(), True) == 0.15 and scale(LossConfig(), False) == math.inf
+    assert scale(LossConfig(outlier=0.0), True) == math.inf and scale(LossConfig(outlier=0.5), False) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def _on_surface(rays: Rays, t: Tensor, solid: Solid) -> Tensor:
 
 def photometric(solid: Solid, seen: Seen) -> Tensor:
     """`color_loss` of the rays that meet the surface within their mask, as a share of all; of all rays where there are no masks."""
-    scale, mask = outlier_scale(seen.config, seen.batch.mask is not None), seen.batch.mask
+    scale, mask = outlier_scale(seen.config), seen.batch.mask
     if mask is None:
         return color_loss(seen.rendering.rgb, seen.target, seen.config.huber, scale)
     on = seen.found.hit & (mask > OBJECT)
