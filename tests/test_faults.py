@@ -154,6 +154,7 @@ def _take_terminal(fd):
     import termios
 
     fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests under nohup ignores it, and so would the run
 
 
 def test_a_stream_that_is_gone_stops_nobody():
