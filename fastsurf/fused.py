@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .backends import Aim, FusedBackend, Gradients, Look, Parameters, Placed
 from .landmarks import Known
-from .losses import Weights, outlier_scale
+from .losses import Weights, outlier_scale, smooth_share
 from .model import Model
 from .rays import Batch, Rays
 from .render import LEAST_WEIGHT, Samples
@@ -51,9 +51,10 @@ class FusedStep:
         appearance = self.model.appearance_of(rays.image_index)
         points, occupancy = (rays.origins[:0], rays.t_far[:0]) if known is None else (known.points, known.occupancy)
         left = weights.points * float(self.model.trust_points)
+        smooth = weights.smooth * float(smooth_share(weights, self.model.early)) if with_pairs else 0.0
         look = Look(
             rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
-            points, occupancy, (weights.color, weights.mask, weights.smooth, left), LEAST_WEIGHT, weights.huber,
+            points, occupancy, (weights.color, weights.mask, smooth, left), LEAST_WEIGHT, weights.huber,
             outlier_scale(weights), bool(self.model.plain_colors),
             None if appearance is None else appearance.detach(), trust,
         )  # fmt: skip

@@ -29,6 +29,7 @@ class Weights(LossConfig):
 
     outlier: float = WITH_MASKS
     smooth: float = SMOOTH_WITH_MASKS
+    smooth_first: float = SMOOTH_WITH_MASKS
     points: float = POINTS
 
 
@@ -39,9 +40,17 @@ def weights_for(config: LossConfig, masks: bool, photographs: int) -> Weights:
         settled["outlier"] = WITH_MASKS if masks else 0.0
     if config.smooth is None:
         settled["smooth"] = SMOOTH_WITH_MASKS if masks else SMOOTH
+    if config.smooth_first is None:
+        settled["smooth_first"] = SMOOTH_WITH_MASKS if config.smooth is None else config.smooth
     if config.points is None:
         settled["points"] = POINTS * max(1.0, MANY / max(photographs, 1))
     return Weights(**settled)
+
+
+def smooth_share(weights: Weights, early: float | Tensor) -> float | Tensor:
+    """Of the weight `smooth`, which is not 0, what holds when `early`, 1 at first, has fallen so far: what is smoothed before it has its
+    shape never gets it."""
+    return 1.0 + (weights.smooth_first / weights.smooth - 1.0) * early
 
 
 def outlier_scale(weights: Weights) -> float:
@@ -106,6 +115,7 @@ class Seen:
     trust: Tensor | None = None  # (n_rays,) in [0, 1], how much the rays count for the colour loss; None: all alike
     known: Known | None = None  # points of known occupancy
     trust_points: float | Tensor = 1.0  # what is left of their weight
+    early: float | Tensor = 0.0  # see `smooth_share`
 
 
 def photometric(solid: Solid, seen: Seen) -> Tensor:
@@ -131,7 +141,7 @@ def smoothness(solid: Solid, seen: Seen) -> Tensor:
     if not solid.dense:
         x, hit = x[hit], hit[hit]
     near = x + (torch.rand(len(x), 3, generator=seen.generator, device=x.device) * 2.0 - 1.0) * seen.config.smooth_distance
-    return smooth_loss(solid.sample(torch.cat([x, near])).normal, hit)
+    return smooth_share(seen.config, seen.early) * smooth_loss(solid.sample(torch.cat([x, near])).normal, hit)
 
 
 def at_points(solid: Solid, seen: Seen) -> Tensor:

@@ -15,6 +15,8 @@ from .methods import METHODS
 from .rays import Rays
 from .surface import Crossings, march, unsearched
 
+EARLY_UNTIL = 0.6  # progress at which the shape stands
+
 
 class Model(nn.Module):
     """A `Solid` (render.py) whose schedules follow `set_progress`."""
@@ -38,7 +40,7 @@ class Model(nn.Module):
         self.appearance = Appearance(photographs, dimensions) if dimensions else None
         self.corrections = Corrections(photographs) if config.train.cameras else None
         self.grid = OccupancyGrid(config.grid, self.method.looks(config))
-        self.register_buffer("now", torch.zeros(4), persistent=False)  # half-width of the interval, sharpness, plain_colors, trust_points
+        self.register_buffer("now", torch.zeros(5), persistent=False)  # half-width, sharpness, plain_colors, trust_points, early
         self.to(backend.device)
         self.set_progress(0.0)
 
@@ -48,8 +50,9 @@ class Model(nn.Module):
         self.field.set_progress(progress)
         self.width, self._sharpness = self.method.schedule(progress, self.config)
         self._plain = float(progress >= self.config.loss.plain_colors)
-        self._points = points_fade(progress, self.config.loss.points_until)
-        self.now.copy_(torch.tensor([self.width, self._sharpness, self._plain, self._points]))
+        self._points = fade(progress, self.config.loss.points_until)
+        self._early = fade(progress, EARLY_UNTIL)
+        self.now.copy_(torch.tensor([self.width, self._sharpness, self._plain, self._points, self._early]))
 
     @property
     def interval(self) -> float | Tensor:
@@ -70,6 +73,11 @@ class Model(nn.Module):
     def trust_points(self) -> float | Tensor:
         """What is left of the weight of sparse points; as `interval`."""
         return self.now[3] if self.dense else self._points
+
+    @property
+    def early(self) -> float | Tensor:
+        """1 while the shape is found, 0 once it stands; as `interval`."""
+        return self.now[4] if self.dense else self._early
 
     @property
     def occupied(self) -> Tensor:
@@ -134,6 +142,6 @@ class Model(nn.Module):
         return Parameters(field.table, field.levels, *field.weights(), list(self.head.weights), inputs, prior, sharpness)
 
 
-def points_fade(progress: float, until: float) -> float:
+def fade(progress: float, until: float) -> float:
     """1 up to half of `until`, then falling to 0 there."""
     return min(max(2.0 * (1.0 - progress / until), 0.0), 1.0)

@@ -218,7 +218,7 @@ def learn(run: Training) -> Tensor:
             run.patches.note(patch, errors)
         return torch.cat([numbers, _flaw(model)])
     rendering, found = model.method.render(batch.rays, model, model.interval, samples, lambda _: behind)
-    seen = Seen(batch, rendering, found, target, run.weights, model.plain_colors, generator, trust, known, model.trust_points)
+    seen = Seen(batch, rendering, found, target, run.weights, model.plain_colors, generator, trust, known, model.trust_points, model.early)
     losses = torch.stack([getattr(run.weights, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():

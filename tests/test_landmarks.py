@@ -20,7 +20,7 @@ from fastsurf.errors import CheckpointError
 from fastsurf.hooks import Note, PhaseDone
 from fastsurf.landmarks import A_STEP, BEFORE, FEWEST, INSIDE, MARGIN, Landmarks, landmarks_of, neighbours, plan, triangulate
 from fastsurf.losses import points_loss
-from fastsurf.model import points_fade
+from fastsurf.model import fade
 from fastsurf.scene import load_scene
 
 SIZE = (1000, True)
@@ -103,8 +103,8 @@ def test_the_loss_is_cross_entropy_and_still_pulls_far_away():
 
 
 def test_the_loss_fades_in_the_middle_of_a_run():
-    assert [points_fade(t, 0.6) for t in (0.0, 0.3, 0.45, 0.6, 1.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
-    assert points_fade(1.0, 99.0) == 1.0
+    assert [fade(t, 0.6) for t in (0.0, 0.3, 0.45, 0.6, 1.0)] == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
+    assert fade(1.0, 99.0) == 1.0
 
 
 def test_photographs_are_compared_with_those_from_nearly_the_same_side():

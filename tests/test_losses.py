@@ -5,7 +5,7 @@ import torch
 
 from fastsurf.compositing import Rendering
 from fastsurf.config import LossConfig
-from fastsurf.losses import Seen, Weights, color_loss, mask_loss, outlier_scale, photometric, smooth_loss, weights_for
+from fastsurf.losses import Seen, Weights, color_loss, mask_loss, outlier_scale, photometric, smooth_loss, smooth_share, weights_for
 from fastsurf.rays import Batch, Rays
 from fastsurf.surface import Crossings
 
@@ -63,8 +63,10 @@ def test_outliers_have_a_scale_of_their_own_where_there_are_masks():
 def test_the_less_photographs_say_the_more_what_else_is_known_counts(masks, photographs, smooth, points):
     found = weights_for(LossConfig(mask=0.3), masks, photographs)
     assert (found.smooth, found.points, found.mask) == (smooth, pytest.approx(points), 0.3)
-    asked = weights_for(LossConfig(smooth=0.0, points=0.5), masks, photographs)
-    assert (asked.smooth, asked.points) == (0.0, 0.5)
+    assert [found.smooth * smooth_share(found, early) for early in (1.0, 0.5, 0.0)] == pytest.approx([0.005, (0.005 + smooth) / 2, smooth])
+    asked = weights_for(LossConfig(smooth=0.1, points=0.5), masks, photographs)
+    assert (asked.smooth, asked.points, smooth_share(asked, 1.0)) == (0.1, 0.5, 1.0)
+    assert smooth_share(weights_for(LossConfig(smooth_first=0.1, smooth=0.2), masks, photographs), 1.0) == 0.5
 
 
 def test_mask_loss_is_the_cross_entropy_and_stays_finite():
