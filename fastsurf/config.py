@@ -108,7 +108,7 @@ class LossConfig:
     points: float | None = None  # cross-entropy at sparse points and on the way to them; none: 0.02, of n < 36 photographs 0.72 / n
     points_until: float = 0.6  # progress at which that has faded to nothing, half-way there it begins to: points are off by a pixel
     smooth: float | None = None  # difference of normals at the surface and close to it; none: 0.005 with masks, else 0.02
-    smooth_first: float | None = None  # the weight up to 30 % of a run, smooth from 60 % on; none: smooth if that is set, else 0.005
+    smooth_first: float | None = None  # weight up to 30 % of a run, smooth from 60 % on; none: smooth, with neither masks nor points 0.005
     smooth_distance: float = 0.01  # how close, scene units
     eikonal: float = 0.0  # squared deviation of a distance field's slope from 1; of the method idr
 

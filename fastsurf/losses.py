@@ -20,6 +20,7 @@ LEAST_OPACITY = 1e-4  # of the logarithm where something should be
 DEEP = 4.0  # optical depth from which the mask loss grows but slowly
 WITH_MASKS = 0.15  # scale of outliers; without masks the surroundings are far off for long, and must pull
 SMOOTH_WITH_MASKS, SMOOTH = 0.005, 0.02  # outlines hold a surface as well as smoothness does
+SMOOTH_UNPLACED = 0.005  # at first, where neither outlines nor points say what the shape is: smoothed too soon, it is never found
 POINTS, MANY = 0.02, 36  # weight of sparse points where photographs are many: fewer say less, points as much as ever
 
 
@@ -33,23 +34,22 @@ class Weights(LossConfig):
     points: float = POINTS
 
 
-def weights_for(config: LossConfig, masks: bool, photographs: int) -> Weights:
-    """What is not configured, for a scene with masks or without, and so many photographs to learn from."""
+def weights_for(config: LossConfig, masks: bool, points: bool, photographs: int) -> Weights:
+    """What is not configured, for a scene with masks or without, with sparse points or without, and so many photographs to learn from."""
     settled = {field.name: getattr(config, field.name) for field in fields(config)}
     if config.outlier is None:
         settled["outlier"] = WITH_MASKS if masks else 0.0
     if config.smooth is None:
         settled["smooth"] = SMOOTH_WITH_MASKS if masks else SMOOTH
     if config.smooth_first is None:
-        settled["smooth_first"] = SMOOTH_WITH_MASKS if config.smooth is None else config.smooth
+        settled["smooth_first"] = SMOOTH_UNPLACED if config.smooth is None and not (masks or points) else settled["smooth"]
     if config.points is None:
         settled["points"] = POINTS * max(1.0, MANY / max(photographs, 1))
     return Weights(**settled)
 
 
 def smooth_share(weights: Weights, early: float | Tensor) -> float | Tensor:
-    """Of the weight `smooth`, which is not 0, what holds when `early`, 1 at first, has fallen so far: what is smoothed before it has its
-    shape never gets it."""
+    """Of the weight `smooth`, which is not 0, what holds when `early`, 1 at first, has fallen so far."""
     return 1.0 + (weights.smooth_first / weights.smooth - 1.0) * early
 
 

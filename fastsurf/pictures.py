@@ -82,7 +82,7 @@ def fit_appearance(model: Model, rays: Rays, target: Tensor, view: int) -> None:
     c, device, generator = model.config.sampling, model.backend.device, torch.Generator().manual_seed(model.config.train.seed)
     appearance, samples = model.appearance, Samples(c.front, c.interval)
     assert appearance is not None
-    table, scale = appearance.table, outlier_scale(weights_for(model.config.loss, False, 1))
+    table, scale = appearance.table, outlier_scale(weights_for(model.config.loss, masks=False, points=False, photographs=1))
     first, second = torch.zeros_like(table), torch.zeros_like(table)
     table.data[view] = appearance.mean()
     appearance.learned[view] = True

@@ -55,9 +55,9 @@ class Training:
         self.looks = SHORT_LOOKS if self.short else GRID_LOOKS_EVERYWHERE
         if model.appearance is not None:
             model.appearance.learned[[i for i in scene.train if i not in scene.blind]] = True
-        self.weights = weights_for(self.config.loss, scene.masks is not None, len(scene.train))
-        used = "points" in model.method.losses and self.weights.points > 0 and self.config.scene.points != "ignore"
+        used = "points" in model.method.losses and self.config.loss.points != 0 and self.config.scene.points != "ignore"
         self.landmarks = scene.landmarks.to(backend.device) if used and scene.landmarks is not None else None
+        self.weights = weights_for(self.config.loss, scene.masks is not None, self.landmarks is not None, len(scene.train))
         self.patches = Patches(scene.images, backend.device) if self.config.loss.transient > 0 else None
         self.step = 0
         self.skipped, self.in_a_row = 0, 0  # steps whose numbers were not finite: all, and those just now

@@ -51,7 +51,7 @@ def test_colours_can_learn_from_outliers_when_weights_do_not(plain):
 
 def test_outliers_have_a_scale_of_their_own_where_there_are_masks():
     def scale(config: LossConfig, masks: bool) -> float:
-        return outlier_scale(weights_for(config, masks, 64))
+        return outlier_scale(weights_for(config, masks, False, 64))
 
     assert scale(LossConfig(), True) == 0.15 and scale(LossConfig(), False) == math.inf
     assert scale(LossConfig(outlier=0.0), True) == math.inf and scale(LossConfig(outlier=0.5), False) == 0.5
@@ -61,12 +61,13 @@ def test_outliers_have_a_scale_of_their_own_where_there_are_masks():
     ("masks", "photographs", "smooth", "points"), [(True, 9, 0.005, 0.08), (False, 9, 0.02, 0.08), (False, 64, 0.02, 0.02)]
 )
 def test_the_less_photographs_say_the_more_what_else_is_known_counts(masks, photographs, smooth, points):
-    found = weights_for(LossConfig(mask=0.3), masks, photographs)
+    found = weights_for(LossConfig(mask=0.3), masks, False, photographs)
     assert (found.smooth, found.points, found.mask) == (smooth, pytest.approx(points), 0.3)
     assert [found.smooth * smooth_share(found, early) for early in (1.0, 0.5, 0.0)] == pytest.approx([0.005, (0.005 + smooth) / 2, smooth])
-    asked = weights_for(LossConfig(smooth=0.1, points=0.5), masks, photographs)
+    assert smooth_share(weights_for(LossConfig(), masks, True, photographs), 1.0) == 1.0, "points say what the shape is"
+    asked = weights_for(LossConfig(smooth=0.1, points=0.5), masks, False, photographs)
     assert (asked.smooth, asked.points, smooth_share(asked, 1.0)) == (0.1, 0.5, 1.0)
-    assert smooth_share(weights_for(LossConfig(smooth_first=0.1, smooth=0.2), masks, photographs), 1.0) == 0.5
+    assert smooth_share(weights_for(LossConfig(smooth_first=0.1, smooth=0.2), masks, False, photographs), 1.0) == 0.5
 
 
 def test_mask_loss_is_the_cross_entropy_and_stays_finite():
