@@ -93,8 +93,8 @@ def save_checkpoint(path: Path, run: Training) -> None:
     if bad:
         raise BackendError(f"training went wrong before step {run.step}: {', '.join(bad)} not finite, so no checkpoint was written of it")
     tensors["generator"] = run.generator.get_state()
-    if run.patches is not None:
-        tensors |= run.patches.tensors()
+    for kept in (run.patches, run.disputes):
+        tensors |= {} if kept is None else kept.tensors()
     write_whole(path, save(tensors, metadata={"fastsurf": json.dumps(header)}))
 
 
@@ -213,9 +213,10 @@ def resume(path: Path, run: Training) -> None:
         for kind, held in (("first", run.optimizer.first), ("second", run.optimizer.second)):
             for name, t in held.items():
                 t.copy_(tensors[f"adam.{kind}.{name}"])
-        for name, t in run.patches.tensors().items() if run.patches is not None else ():
-            if name in tensors:  # else they begin anew
-                t.copy_(tensors[name])
+        for kept in (run.patches, run.disputes):
+            for name, t in ({} if kept is None else kept.tensors()).items():
+                if name in tensors:  # else they begin anew
+                    t.copy_(tensors[name])
         state = tensors["generator"].to(torch.uint8)
         if header.device == run.backend.device.type:
             run.generator.set_state(state)

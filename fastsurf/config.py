@@ -109,6 +109,7 @@ class LossConfig:
     points_until: float = 0.6  # progress at which that has faded to nothing, half-way there it begins to: points are off by a pixel
     smooth: float | None = None  # difference of normals at the surface and close to it; none: 0.005 with masks, else 0.02
     smooth_first: float | None = None  # weight up to 30 % of a run, smooth from 60 % on; none: smooth, with neither masks nor points 0.005
+    disputed: float | None = None  # smoothness counts up to 1 + this times as much where photographs disagree; none: 16 with masks, else 0
     smooth_distance: float = 0.01  # how close, scene units
     eikonal: float = 0.0  # squared deviation of a distance field's slope from 1; of the method idr
 
@@ -196,7 +197,7 @@ RANGES: dict[str, tuple[float, float]] = {  # least and greatest value that can 
     "loss.transient": (0, ANY),
     "loss.points": (0, ANY), "loss.points_until": (1e-3, ANY),
     "loss.mask": (0, ANY), "loss.smooth": (0, ANY), "loss.smooth_first": (0, ANY), "loss.smooth_distance": (0, ANY),
-    "loss.eikonal": (0, ANY),
+    "loss.disputed": (0, ANY), "loss.eikonal": (0, ANY),
     "train.minutes": (1e-3, ANY), "train.steps": (1, ANY), "train.rays": (0, ANY), "train.foreground": (0, 1),
     "train.rate_grid": (0, 1), "train.rate_mlp": (0, 1), "train.rate_cameras": (0, 1),
     "train.skip_limit": (0, ANY),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .backends import Aim, FusedBackend, Gradients, Look, Parameters, Placed
+from .disputes import Disputes
 from .landmarks import Known
 from .losses import Weights, outlier_scale, smooth_share
 from .model import Model
@@ -30,7 +31,7 @@ class FusedStep:
 
     def __call__(
         self, batch: Batch, behind: Tensor, target: Tensor, samples: Samples, weights: Weights, trust: Tensor | None = None,
-        known: Known | None = None,
+        known: Known | None = None, disputes: Disputes | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Leave gradients on the parameters.
 
@@ -38,6 +39,7 @@ class FusedStep:
             behind, target: colours (n_rays, 3) of the background, and what the rays should show on it.
             trust: (n_rays,) factors of the rays' colour losses.
             known: points of known occupancy.
+            disputes: where smoothness counts more; told of this step's rays.
 
         Returns:
             the losses in use, the mean squared error and the share of rays that hit: (n_losses + 2,); and the rays' colours
@@ -47,18 +49,22 @@ class FusedStep:
         placed = self.place(rays, samples, now)
         with_mask, with_pairs = weights.mask > 0 and batch.mask is not None, weights.smooth > 0
         on = placed.on if with_pairs else placed.on[:0]
-        near = on + (torch.rand(len(on), 3, generator=generator) * 2.0 - 1.0) * weights.smooth_distance
+        jitter = torch.rand(len(on), 3, generator=generator) * 2.0 - 1.0
+        pairs = torch.stack([on, on + jitter * weights.smooth_distance])
+        emphasis = None if disputes is None else disputes.emphasis(on, rays.directions[placed.hit], jitter)
         appearance = self.model.appearance_of(rays.image_index)
         points, occupancy = (rays.origins[:0], rays.t_far[:0]) if known is None else (known.points, known.occupancy)
         left = weights.points * float(self.model.trust_points)
         smooth = weights.smooth * float(smooth_share(weights, self.model.early)) if with_pairs else 0.0
         look = Look(
-            rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, torch.stack([on, near]),
+            rays, placed.t, self.model.occupied, behind.detach(), target, batch.mask if with_mask else None, pairs,
             points, occupancy, (weights.color, weights.mask, smooth, left), LEAST_WEIGHT, weights.huber,
             outlier_scale(weights), bool(self.model.plain_colors),
-            None if appearance is None else appearance.detach(), trust,
+            None if appearance is None else appearance.detach(), trust, emphasis,
         )  # fmt: skip
         learned = self.backend.train_step(look, now, self.gradients)
+        if disputes is not None:
+            disputes.note(batch, placed.surface, placed.hit, learned.errors)
         self._leave()
         outer = [(a, d) for a, d in ((behind, learned.behind), (appearance, learned.appearance)) if a is not None and a.requires_grad]
         if outer:

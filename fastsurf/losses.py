@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .compositing import Rendering
 from .config import LossConfig
+from .disputes import Disputes
 from .landmarks import Known
 from .rays import Batch
 from .render import Solid
@@ -21,6 +22,7 @@ DEEP = 4.0  # optical depth from which the mask loss grows but slowly
 WITH_MASKS = 0.15  # scale of outliers; without masks the surroundings are far off for long, and must pull
 SMOOTH_WITH_MASKS, SMOOTH = 0.005, 0.02  # outlines hold a surface as well as smoothness does
 SMOOTH_UNPLACED = 0.005  # at first, where neither outlines nor points say what the shape is: smoothed too soon, it is never found
+DISPUTED = 16.0  # with masks: without them what is disputed for long are the surroundings
 POINTS, MANY = 0.02, 36  # weight of sparse points where photographs are many: fewer say less, points as much as ever
 
 
@@ -32,6 +34,7 @@ class Weights(LossConfig):
     smooth: float = SMOOTH_WITH_MASKS
     smooth_first: float = SMOOTH_WITH_MASKS
     points: float = POINTS
+    disputed: float = DISPUTED
 
 
 def weights_for(config: LossConfig, masks: bool, points: bool, photographs: int) -> Weights:
@@ -43,6 +46,8 @@ def weights_for(config: LossConfig, masks: bool, points: bool, photographs: int)
         settled["smooth"] = SMOOTH_WITH_MASKS if masks else SMOOTH
     if config.smooth_first is None:
         settled["smooth_first"] = SMOOTH_UNPLACED if config.smooth is None and not (masks or points) else settled["smooth"]
+    if config.disputed is None:
+        settled["disputed"] = DISPUTED if masks and settled["outlier"] else 0.0
     if config.points is None:
         settled["points"] = POINTS * max(1.0, MANY / max(photographs, 1))
     return Weights(**settled)
@@ -83,11 +88,16 @@ def mask_loss(opacity: Tensor, optical_depth: Tensor, mask: Tensor) -> Tensor:
     return (mask * something + (1.0 - mask) * nothing).mean()
 
 
-def smooth_loss(normals: Tensor, counts: Tensor) -> Tensor:
+def smooth_loss(normals: Tensor, counts: Tensor, emphasis: Tensor | None = None) -> Tensor:
     """Distance of unit normals (2 n, 3) at n points from those at points close to them, over those that count, (n,) bool (UNISURF,
-    equation 13); 0 if none does."""
+    equation 13); 0 if none does.
+
+    Args:
+        emphasis: factors (n,) of the distances.
+    """
     at, near = normals.chunk(2)
     distance: Tensor = (at - near).norm(dim=-1)
+    distance = distance if emphasis is None else distance * emphasis
     return torch.where(counts, distance, 0.0).sum() / counts.sum().clamp(min=1)
 
 
@@ -116,6 +126,7 @@ class Seen:
     known: Known | None = None  # points of known occupancy
     trust_points: float | Tensor = 1.0  # what is left of their weight
     early: float | Tensor = 0.0  # see `smooth_share`
+    disputes: Disputes | None = None  # where smoothness counts more
 
 
 def photometric(solid: Solid, seen: Seen) -> Tensor:
@@ -137,11 +148,13 @@ def mask_term(solid: Solid, seen: Seen) -> Tensor:
 
 def smoothness(solid: Solid, seen: Seen) -> Tensor:
     """`smooth_loss` at the surface."""
-    x, hit = seen.batch.rays.at(seen.found.t), seen.found.hit
+    x, directions, hit = seen.batch.rays.at(seen.found.t), seen.batch.rays.directions, seen.found.hit
     if not solid.dense:
-        x, hit = x[hit], hit[hit]
-    near = x + (torch.rand(len(x), 3, generator=seen.generator, device=x.device) * 2.0 - 1.0) * seen.config.smooth_distance
-    return smooth_share(seen.config, seen.early) * smooth_loss(solid.sample(torch.cat([x, near])).normal, hit)
+        x, directions, hit = x[hit], directions[hit], hit[hit]
+    jitter = torch.rand(len(x), 3, generator=seen.generator, device=x.device) * 2.0 - 1.0
+    normals = solid.sample(torch.cat([x, x + jitter * seen.config.smooth_distance])).normal
+    emphasis = None if seen.disputes is None else seen.disputes.emphasis(x, directions, jitter)
+    return smooth_share(seen.config, seen.early) * smooth_loss(normals, hit, emphasis)
 
 
 def at_points(solid: Solid, seen: Seen) -> Tensor:

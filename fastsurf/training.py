@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .backends import Backend, FusedBackend
 from .config import Config, TrainConfig
+from .disputes import Disputes
 from .errors import BackendError
 from .forecast import Forecast
 from .fused import FusedStep
@@ -59,6 +60,8 @@ class Training:
         self.landmarks = scene.landmarks.to(backend.device) if used and scene.landmarks is not None else None
         self.weights = weights_for(self.config.loss, scene.masks is not None, self.landmarks is not None, len(scene.train))
         self.patches = Patches(scene.images, backend.device) if self.config.loss.transient > 0 else None
+        disputed = "smooth" in model.method.losses and self.weights.smooth > 0 and self.weights.disputed > 0
+        self.disputes = Disputes(self.weights.disputed, backend.device) if disputed else None
         self.step = 0
         self.skipped, self.in_a_row = 0, 0  # steps whose numbers were not finite: all, and those just now
         self.paused = 0.0  # seconds since the last step that are nobody's
@@ -213,17 +216,20 @@ def learn(run: Training) -> Tensor:
     trust = None if run.patches is None or patch is None else run.patches.trust(patch)
     known = None if run.landmarks is None else run.landmarks.draw(generator)
     if run.fused is not None:
-        numbers, errors = run.fused(batch, behind, target, samples, run.weights, trust, known)
+        numbers, errors = run.fused(batch, behind, target, samples, run.weights, trust, known, run.disputes)
         if run.patches is not None and patch is not None:
             run.patches.note(patch, errors)
         return torch.cat([numbers, _flaw(model)])
     rendering, found = model.method.render(batch.rays, model, model.interval, samples, lambda _: behind)
-    seen = Seen(batch, rendering, found, target, run.weights, model.plain_colors, generator, trust, known, model.trust_points, model.early)
+    now = model.plain_colors, generator, trust, known, model.trust_points, model.early
+    seen = Seen(batch, rendering, found, target, run.weights, *now, run.disputes)
     losses = torch.stack([getattr(run.weights, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
         if run.patches is not None and patch is not None:
             run.patches.note(patch, rendering.rgb - target)
+        if run.disputes is not None:
+            run.disputes.note(batch, found.t, found.hit, rendering.rgb - target)
         mse = ((rendering.rgb - target) ** 2).mean()
         return torch.cat([losses, torch.stack([mse, found.hit.float().mean()]), _flaw(model)])
 

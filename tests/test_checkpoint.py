@@ -53,6 +53,7 @@ def test_a_resumed_run_ends_like_one_left_alone(tiny, tmp_path):
     assert steps == list(range(10, 25))
     assert torch.equal(parameters(second), parameters(alone))
     assert torch.equal(second.model.grid.values, alone.model.grid.values)
+    assert alone.disputes.errors.any() and torch.equal(second.disputes.errors, alone.disputes.errors)
 
 
 def test_a_run_that_had_its_time_has_had_it_when_it_is_resumed(tiny, tmp_path):

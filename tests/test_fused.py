@@ -110,7 +110,7 @@ class Problem:
         opaque = rendering.opacity, rendering.optical_depth
         losses.append(mask * mask_loss(*opaque, look.mask.to(kind)) if look.mask is not None else 0 * losses[0])
         pairs = look.pairs.to(kind).reshape(-1, 3)
-        losses.append(smooth * smooth_loss(model.sample(pairs).normal, torch.ones(len(pairs) // 2, dtype=torch.bool)))
+        losses.append(smooth * smooth_loss(model.sample(pairs).normal, torch.ones(len(pairs) // 2, dtype=torch.bool), look.emphasis))
         level = model.sample(look.known.to(kind)).level
         losses.append(points * points_loss(model.sharpness * level, look.wanted.to(kind)) if len(level) else 0 * losses[0])
         parameters = [behind, model.field.table, model.field.w1, model.field.w2, *model.head.weights]
@@ -162,6 +162,16 @@ def test_rays_that_count_for_less(fast):
     problem.look = replace(problem.look, huber=0.0)
     loss = problem.fused(fast)[0]
     torch.testing.assert_close(problem.errors.abs().sum(1).mean(), loss)
+
+
+def test_pairs_that_count_for_more(fast):
+    problem = Problem(13, n_pairs=130)
+    problem.look = replace(problem.look, mask=None)
+    plain = problem.fused(fast)[2]
+    problem.look = replace(problem.look, emphasis=torch.full((130,), 3.0))
+    torch.testing.assert_close(problem.fused(fast)[2], 3 * plain)
+    problem.look = replace(problem.look, emphasis=1 + 16 * torch.rand(130, generator=torch.Generator().manual_seed(0)))
+    assert_near(problem.fused(fast), problem.by_autograd(REFERENCE, torch.float64), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -267,9 +277,10 @@ def test_positions_far_outside_or_not_finite_stay_in_bounds(fast):
 
 def test_wrong_shapes_are_refused(fast):
     problem = Problem(12, 20)
-    for change in ({"behind": torch.zeros(3, 3)}, {"t": torch.zeros(3, 24)}, {"pairs": torch.zeros(2, 3)}, {"wanted": torch.zeros(3)}):
+    wrong = ("behind", (3, 3)), ("t", (3, 24)), ("pairs", (2, 3)), ("wanted", (3,)), ("emphasis", (3,))
+    for name, shape in wrong:
         whole = problem.look
-        problem.look = replace(whole, **change)
+        problem.look = replace(whole, **{name: torch.zeros(shape)})
         with pytest.raises(AssertionError):
             problem.fused(fast)
         problem.look = whole
@@ -281,21 +292,25 @@ def test_wrong_shapes_are_refused(fast):
 def learned_both_ways(run):
     """Numbers and gradients of one step: those of the fused call, and autograd's of the same rays."""
     run.fused.close, run.fused.longest = 0.0, 1.0  # crossings as exact as autograd's
-    state, seen = run.generator.get_state(), []
+    state, seen, noted = run.generator.get_state(), [], []
     for fused in (run.fused, None):
         run.fused = fused
         run.generator.set_state(state)
+        if run.disputes is not None:
+            run.disputes.errors.copy_(torch.rand(run.disputes.errors.shape, generator=torch.Generator().manual_seed(1)))
         numbers = learn(run)
+        noted.append(None if run.disputes is None else run.disputes.errors.clone())
         seen.append([numbers, *(p.grad.clone() for p in run.model.parameters())])
         for p in run.model.parameters():
             p.grad = None
+    torch.testing.assert_close(*noted)
     return seen
 
 
 @pytest.mark.parametrize(
     "background, sets",
     [
-        ("random", []), ("model", []), ("model", ["color.appearance=4"]),
+        ("random", []), ("random", ["loss.disputed=0"]), ("model", []), ("model", ["color.appearance=4"]),
         ("random", ["loss.huber=0.1", "train.seed=1"]),
     ],
 )

@@ -57,6 +57,16 @@ def test_outliers_have_a_scale_of_their_own_where_there_are_masks():
     assert scale(LossConfig(outlier=0.0), True) == math.inf and scale(LossConfig(outlier=0.5), False) == 0.5
 
 
+def test_only_masks_with_outliers_have_disputes():
+    """Without masks it is the surroundings that stay wrong; and where no outlier is left out, colours say it all."""
+
+    def most(config: LossConfig, masks: bool) -> float:
+        return weights_for(config, masks, False, 64).disputed
+
+    assert most(LossConfig(), True) == 16 and most(LossConfig(), False) == 0 and most(LossConfig(outlier=0.0), True) == 0
+    assert most(LossConfig(disputed=3.0), False) == 3 and most(LossConfig(disputed=0.0), True) == 0
+
+
 @pytest.mark.parametrize(
     ("masks", "photographs", "smooth", "points"), [(True, 9, 0.005, 0.08), (False, 9, 0.02, 0.08), (False, 64, 0.02, 0.02)]
 )
@@ -95,3 +105,4 @@ def test_smooth_loss_is_zero_for_equal_normals():
     some = torch.arange(10) < 3
     torch.testing.assert_close(smooth_loss(torch.cat([n, torch.where(some[:, None], -n, n * 7)]), some), torch.tensor(2.0))
     assert smooth_loss(torch.cat([n, -n]), ~every) == 0
+    torch.testing.assert_close(smooth_loss(torch.cat([n, -n]), some, 3.0 * some), torch.tensor(6.0))

@@ -120,6 +120,7 @@ class Look:
     plain_colors: bool = False  # colours, but not weights, are blamed as if there were no outliers
     appearance: Tensor | None = None  # (n_rays, a) embeddings of the rays' photographs, which the head sees
     trust: Tensor | None = None  # (n_rays,) factors of the rays' colour losses
+    emphasis: Tensor | None = None  # (n_pairs,) factors of the pairs' distances
 
 
 @dataclass(frozen=True)

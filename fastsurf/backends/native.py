@@ -57,6 +57,7 @@ class _Step(ctypes.Structure):
         ("plain_colors", ctypes.c_int32),
         ("appearance", ctypes.c_void_p),
         ("trust", ctypes.c_void_p),
+        ("emphasis", ctypes.c_void_p),
         ("dimensions", ctypes.c_int32),
     )
 
@@ -266,9 +267,10 @@ class NativeBackend:
         bundle = [_points(rays.origins), _points(rays.directions), _float(rays.t_near), _float(rays.t_far), _float(look.t)]
         colors = [_points(look.behind), _points(look.target), None if look.mask is None else _float(look.mask)]
         embedded = None if look.appearance is None else _float(look.appearance)
-        trust = None if look.trust is None else _float(look.trust)
+        trust, emphasis = (None if a is None else _float(a) for a in (look.trust, look.emphasis))
         per_ray = [a for a in (*bundle, *colors, embedded, trust) if a is not None]
         assert all(len(a) == n for a in per_ray) and (embedded is None or embedded.ndim == 2), [a.shape for a in per_ray]
+        assert emphasis is None or emphasis.shape == look.pairs.shape[1:2], (emphasis.shape, look.pairs.shape)
         dimensions = 0 if embedded is None else embedded.shape[1]
         used = _used_part(p.head, COLORS, HARMONICS + p.w2.shape[0] - 1 + 6 + dimensions)
         widths, head = _layers(used)
@@ -278,7 +280,7 @@ class NativeBackend:
             *(None if a is None else a.data_ptr() for a in held), n, look.pairs.shape[1], len(look.known), look.t.shape[1], cells,
             p.prior_radius, p.sharpness, look.least_weight, *look.weights, sum(1 << "dhnx".index(key) for key in p.inputs),
             look.huber, look.outlier, look.plain_colors,
-            *(None if a is None else a.data_ptr() for a in (embedded, trust)), dimensions,
+            *(None if a is None else a.data_ptr() for a in (embedded, trust, emphasis)), dimensions,
         )  # fmt: skip
         d_embedded = None if embedded is None else torch.empty_like(embedded)
         errors = torch.empty(n, 3)

@@ -107,6 +107,7 @@ struct Step {
   int32_t plain_colors;                          // 1: colours, but not weights, are blamed as if there were no outliers
   const float* appearance;                       // (n, dimensions), embeddings
   const float* trust;                            // (n,) factors of the rays' colour losses, or null
+  const float* emphasis;                        // (n_pairs,) factors of the pairs' distances, or null
   int32_t dimensions;
 };
 

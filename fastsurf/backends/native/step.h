@@ -326,8 +326,9 @@ void pair_tile(const StepWork& work, const StepTile& t, int64_t first, int64_t e
     const float *a = t.normal + 3 * i, *b = a + 3 * pairs;
     const float apart[3] = {a[0] - b[0], a[1] - b[1], a[2] - b[2]};
     const float distance = __builtin_sqrtf(apart[0] * apart[0] + apart[1] * apart[1] + apart[2] * apart[2]);
-    totals.smooth += distance;
-    const float slope = distance > 0.0f ? s.smooth_weight / (float(s.n_pairs) * distance) : 0.0f;
+    const float emphasis = s.emphasis ? s.emphasis[first + i] : 1.0f;
+    totals.smooth += emphasis * distance;
+    const float slope = distance > 0.0f ? emphasis * s.smooth_weight / (float(s.n_pairs) * distance) : 0.0f;
     const float G[3] = {slope * apart[0], slope * apart[1], slope * apart[2]}, opposite[3] = {-G[0], -G[1], -G[2]};
     blame_normal(t, i, G, q);
     blame_normal(t, pairs + i, opposite, q);
