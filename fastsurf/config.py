@@ -109,7 +109,7 @@ class LossConfig:
     points_until: float = 0.6  # progress at which that has faded to nothing, half-way there it begins to: points are off by a pixel
     smooth: float | None = None  # difference of normals at the surface and close to it; none: 0.005 with masks, else 0.02
     smooth_first: float | None = None  # weight up to 30 % of a run, smooth from 60 % on; none: smooth, with neither masks nor points 0.005
-    disputed: float | None = None  # smoothness counts up to 1 + this times as much where photographs disagree; none: 16 with masks, else 0
+    disputed: float | None = None  # up to so many times smooth is added where photographs disagree; none: 16 with masks and outlier, else 0
     smooth_distance: float = 0.01  # how close, scene units
     eikonal: float = 0.0  # squared deviation of a distance field's slope from 1; of the method idr
 
