@@ -226,11 +226,12 @@ def learn(run: Training) -> Tensor:
     losses = torch.stack([getattr(run.weights, name) * model.method.losses[name](model, seen) for name in loss_names(run)])
     losses.sum().backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
+        errors = rendering.rgb - target
         if run.patches is not None and patch is not None:
-            run.patches.note(patch, rendering.rgb - target)
+            run.patches.note(patch, errors)
         if run.disputes is not None:
-            run.disputes.note(batch, found.t, found.hit, rendering.rgb - target)
-        mse = ((rendering.rgb - target) ** 2).mean()
+            run.disputes.note(batch, found.t, found.hit, errors)
+        mse = (errors**2).mean()
         return torch.cat([losses, torch.stack([mse, found.hit.float().mean()]), _flaw(model)])
 
 
