@@ -17,6 +17,7 @@ class Rendering:
     rgb: Tensor  # (n_rays, 3) in [0, 1], on the background
     opacity: Tensor  # (n_rays,) in [0, 1]
     optical_depth: Tensor  # (n_rays,) -log(1 - opacity), of samples together; 0 or inf for a surface
+    deepest: Tensor  # (n_rays,) the same of its densest sample
     depth: Tensor  # (n_rays,) expected distance; t_far where nothing is hit
     normal: Tensor  # (n_rays, 3) weighted mean of unit normals, outward
     hit: Tensor  # (n_rays,) bool, met the 0.5 surface; of `render_volume` more than half opaque

@@ -18,6 +18,8 @@ from .render import Solid
 from .surface import Crossings
 
 LEAST_OPACITY = 1e-4  # of the logarithm where something should be
+HALF_OPAQUE = math.log(2.0)  # optical depth of occupancy 1/2
+WHOLE = 0.99  # a mask from which a pixel shows nothing but the object
 DEEP = 4.0  # optical depth from which the mask loss grows but slowly
 WITH_MASKS = 0.15  # scale of outliers; without masks the surroundings are far off for long, and must pull
 SMOOTH_WITH_MASKS, SMOOTH = 0.005, 0.02  # outlines hold a surface as well as smoothness does
@@ -72,9 +74,14 @@ def color_loss(rgb: Tensor, target: Tensor, huber: float = 0.0, outlier: float =
             divided by his threshold).
         trust: factors (n,) of the rays.
     """
-    off = torch.nn.functional.smooth_l1_loss(rgb, target, reduction="none", beta=huber).sum(-1)
+    off = deviation(rgb, target, huber)
     off = off / (1.0 + off / outlier)
     return (off if trust is None else off * trust).mean()
+
+
+def deviation(rgb: Tensor, target: Tensor, huber: float) -> Tensor:
+    """How far off rays are (n,), before outliers are thought of."""
+    return torch.nn.functional.smooth_l1_loss(rgb, target, reduction="none", beta=huber).sum(-1)
 
 
 def mask_loss(opacity: Tensor, optical_depth: Tensor, mask: Tensor) -> Tensor:
@@ -83,9 +90,29 @@ def mask_loss(opacity: Tensor, optical_depth: Tensor, mask: Tensor) -> Tensor:
     Where there should be nothing it is written in the optical depth -log(1 - opacity), which can still be undone when the ray is long
     opaque; beyond DEEP that counts by its logarithm, so that no ray outweighs many others.
     """
+    return _off_mask(opacity, optical_depth, mask).mean()
+
+
+def _off_mask(opacity: Tensor, optical_depth: Tensor, mask: Tensor) -> Tensor:
     something = -torch.log(opacity.clamp(min=LEAST_OPACITY))
     nothing = torch.where(optical_depth > DEEP, DEEP * (1.0 + torch.log(optical_depth.clamp(min=DEEP) / DEEP)), optical_depth)
-    return (mask * something + (1.0 - mask) * nothing).mean()
+    return mask * something + (1.0 - mask) * nothing
+
+
+def silhouette_loss(opacity: Tensor, optical_depth: Tensor, deepest: Tensor, mask: Tensor, trust: Tensor) -> Tensor:
+    """`mask_loss` of rays on the wrong side of their mask, all (n,); on the right side that of the deepest sample alone, as in IDR.
+
+    Samples of an opaque ray have no say in its opacity, but all of them in its optical depth: where many rays graze a face and end in
+    it, those past it carve, and those into it do not fill. Their deepest samples pull alike.
+
+    Args:
+        deepest: the largest optical depth of a sample, `log 2` where occupancy is 1/2.
+        trust: what a ray counts that ends in the solid, as its mask wants: if its colour is wrong, it is the solid that may be wrong.
+    """
+    settled = (deepest > HALF_OPAQUE) == (mask > 0.5)
+    alone = (1.0 - mask) * deepest - mask * torch.log((-torch.expm1(-deepest)).clamp(min=LEAST_OPACITY))
+    alone = torch.where(mask > WHOLE, trust, 1.0) * alone
+    return torch.where(settled, alone, _off_mask(opacity, optical_depth, mask)).mean()
 
 
 def smooth_loss(normals: Tensor, counts: Tensor, emphasis: Tensor | None = None) -> Tensor:
@@ -144,6 +171,15 @@ def mask_term(solid: Solid, seen: Seen) -> Tensor:
     """`mask_loss`; asked only where there are masks."""
     assert seen.batch.mask is not None
     return mask_loss(seen.rendering.opacity, seen.rendering.optical_depth, seen.batch.mask)
+
+
+def silhouette_term(solid: Solid, seen: Seen) -> Tensor:
+    """`silhouette_loss`; asked only where there are masks."""
+    shown, mask = seen.rendering, seen.batch.mask
+    assert mask is not None
+    with torch.no_grad():
+        trust = (1.0 + deviation(shown.rgb, seen.target, seen.config.huber) / outlier_scale(seen.config)) ** -2
+    return silhouette_loss(shown.opacity, shown.optical_depth, shown.deepest, mask, trust)
 
 
 def smoothness(solid: Solid, seen: Seen) -> Tensor:

@@ -131,7 +131,8 @@ def render_surface(rays: Rays, solid: Solid, background: BackgroundFn) -> tuple[
     sample = solid.sample(x)
     rgb = background(rays).index_put((hit,), solid.color(x, sample, rays.directions[hit], rays.image_index[hit]))
     normal = rays.origins.new_zeros(len(rays), 3).index_put((hit,), sample.normal)
-    return Rendering(rgb, hit.float(), torch.where(hit, torch.inf, 0.0), found.t, normal, hit, found.t, rgb), found
+    optical_depth = torch.where(hit, torch.inf, 0.0)
+    return Rendering(rgb, hit.float(), optical_depth, optical_depth, found.t, normal, hit, found.t, rgb), found
 
 
 def shade(rays: Rays, solid: Solid, t: Tensor, lengths: Tensor | None, found: Crossings, background: BackgroundFn) -> Rendering:
@@ -143,18 +144,18 @@ def shade(rays: Rays, solid: Solid, t: Tensor, lengths: Tensor | None, found: Cr
     points = rays.at(t).view(-1, 3)
     in_use = _in_use(points, solid.occupied, rays, t.shape[1])
     lengths = t.new_zeros(()).expand_as(t) if lengths is None else lengths
-    weights, rgbs, normal, optical_depth = (_shade_all if solid.dense else _shade_some)(rays, solid, points, in_use, lengths)
+    weights, rgbs, normal, depths = (_shade_all if solid.dense else _shade_some)(rays, solid, points, in_use, lengths)
     opacity = weights.sum(1)
     rgb = blend(weights, rgbs) + (1.0 - opacity)[:, None] * background(rays)
     with torch.no_grad():
         depth = (weights * t).sum(1) + (1.0 - opacity) * rays.t_far
     paint = blend(weights.detach(), rgbs) + (rgb - blend(weights, rgbs)).detach()
-    return Rendering(rgb, opacity, optical_depth, depth, normal, found.hit, found.t, paint)
+    return Rendering(rgb, opacity, depths.sum(1), depths.amax(1), depth, normal, found.hit, found.t, paint)
 
 
 def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights (n_rays, n_samples), colours (n_rays, n_samples, 3), the rays' mean normals (n_rays, 3) and optical depths (n_rays,), of
-    samples where there is something."""
+    """Weights (n_rays, n_samples), colours (n_rays, n_samples, 3), the rays' mean normals (n_rays, 3) and the samples' optical depths
+    (n_rays, n_samples), where there is something."""
     n, s = lengths.shape
     kept = in_use.nonzero()[:, 0]
     x = points[kept]
@@ -168,7 +169,7 @@ def _shade_some(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, length
     color = solid.color(x[bright], seen, rays.directions[rows // s], rays.image_index[rows // s])
     with torch.no_grad():
         normal = x.new_zeros(n, 3).index_add_(0, kept // s, weight[:, None] * sample.normal)
-    return weights, x.new_zeros(n * s, 3).index_put((rows,), color).view(n, s, 3), normal, depths.sum(1)
+    return weights, x.new_zeros(n * s, 3).index_put((rows,), color).view(n, s, 3), normal, depths
 
 
 def _shade_all(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -181,7 +182,7 @@ def _shade_all(rays: Rays, solid: Solid, points: Tensor, in_use: Tensor, lengths
     with torch.no_grad():
         bright = (weights > LEAST_WEIGHT)[..., None]
         normal = blend(weights, sample.normal.view(n, s, 3))
-    return weights, torch.where(bright, color, 0.0), normal, depths.sum(1)
+    return weights, torch.where(bright, color, 0.0), normal, depths
 
 
 def _in_use(points: Tensor, occupied: Tensor, rays: Rays, samples: int) -> Tensor:

@@ -15,7 +15,7 @@ from fastsurf.backends import FusedBackend, Gradients, Look, Parameters, native
 from fastsurf.backends.native import NativeBackend
 from fastsurf.config import load_config
 from fastsurf.landmarks import Landmarks
-from fastsurf.losses import Seen, Weights, mask_loss, photometric, points_loss, smooth_loss
+from fastsurf.losses import Seen, Weights, photometric, points_loss, silhouette_term, smooth_loss
 from fastsurf.model import Model
 from fastsurf.rays import Batch, Rays, make_rays
 from fastsurf.render import LEAST_WEIGHT, shade
@@ -63,6 +63,7 @@ class Problem:
         known = known[self.clear(known)][:n_known]
         assert len(known) == n_known
         behind, target, mask = torch.rand(n, 3, generator=g), torch.rand(n, 3, generator=g), torch.rand(n, generator=g)
+        mask = (1.5 * mask - 0.25).clamp(0, 1)  # a sixth wholly inside, a sixth outside
         self.look = Look(rays, t, self.model.occupied, behind, target, mask, pairs, known, wanted, (1.0, 0.3, 0.2, 0.4), LEAST_WEIGHT)
         if self.model.appearance is not None:
             self.model.appearance.table.data.copy_(torch.randn(self.model.appearance.table.shape, generator=g))
@@ -105,10 +106,11 @@ class Problem:
         color, mask, smooth, points = look.weights
         asked = Weights(huber=look.huber, outlier=0.0 if math.isinf(look.outlier) else look.outlier)
         plain = float(look.plain_colors)
-        seen = Seen(Batch(rays, look.target, None), rendering, nothing, look.target.to(kind), asked, plain, torch.Generator(), look.trust)
+        outline = None if look.mask is None else look.mask.to(kind)
+        batch, generator = Batch(rays, look.target, outline), torch.Generator()
+        seen = Seen(batch, rendering, nothing, look.target.to(kind), asked, plain, generator, look.trust)
         losses = [color * photometric(model, seen)]
-        opaque = rendering.opacity, rendering.optical_depth
-        losses.append(mask * mask_loss(*opaque, look.mask.to(kind)) if look.mask is not None else 0 * losses[0])
+        losses.append(mask * silhouette_term(model, seen) if look.mask is not None else 0 * losses[0])
         pairs = look.pairs.to(kind).reshape(-1, 3)
         losses.append(smooth * smooth_loss(model.sample(pairs).normal, torch.ones(len(pairs) // 2, dtype=torch.bool), look.emphasis))
         level = model.sample(look.known.to(kind)).level

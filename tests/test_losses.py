@@ -5,7 +5,18 @@ import torch
 
 from fastsurf.compositing import Rendering
 from fastsurf.config import LossConfig
-from fastsurf.losses import Seen, Weights, color_loss, mask_loss, outlier_scale, photometric, smooth_loss, smooth_share, weights_for
+from fastsurf.losses import (
+    Seen,
+    Weights,
+    color_loss,
+    mask_loss,
+    outlier_scale,
+    photometric,
+    silhouette_loss,
+    smooth_loss,
+    smooth_share,
+    weights_for,
+)
 from fastsurf.rays import Batch, Rays
 from fastsurf.surface import Crossings
 
@@ -37,7 +48,7 @@ def test_colours_can_learn_from_outliers_when_weights_do_not(plain):
     weight, colour = torch.tensor([[0.5], [0.8]], requires_grad=True), torch.tensor([[0.2, 0.4, 0.6], [1.0, 1.0, 1.0]], requires_grad=True)
     paint = weight.detach() * colour
     rgb, nothing = weight * colour, torch.zeros(2)
-    rendering = Rendering(rgb, nothing, nothing, nothing, nothing, nothing > 0, nothing, paint)
+    rendering = Rendering(rgb, nothing, nothing, nothing, nothing, nothing, nothing > 0, nothing, paint)
     rays = Rays(torch.zeros(2, 3), torch.zeros(2, 3), nothing, nothing, nothing.long())
     found, batch = Crossings(nothing, nothing > 0, nothing[:, None], nothing.long(), 1.0), Batch(rays, rgb, None)
     loss = photometric(None, Seen(batch, rendering, found, torch.zeros(2, 3), Weights(outlier=0.3), plain, torch.Generator()))
@@ -95,6 +106,53 @@ def test_what_is_long_opaque_can_still_be_carved_away():
     loss.backward()
     torch.testing.assert_close(loss, torch.tensor((0.5 + 4 * (2 + math.log(10) + math.log(1000))) / 3))
     torch.testing.assert_close(depth.grad * depth, torch.tensor([0.5, 4.0, 4.0]) / 3)
+
+
+def along(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Opacity, optical depth and the deepest sample's, of rays with samples of these logits (n, s)."""
+    depths = torch.nn.functional.softplus(logits)
+    return 1.0 - torch.exp(-depths.sum(1)), depths.sum(1), depths.amax(1)
+
+
+def test_on_the_right_side_of_its_mask_a_ray_is_judged_by_its_deepest_sample():
+    rays = [[-3.0, 2.0, 1.0], [-5.0, -2.0, -1.0], [0.5, -1.0, 0.3], [-0.1, -0.2, -4.0]]
+    logits = torch.tensor(rays, dtype=torch.float64, requires_grad=True)
+    mask, trust = torch.tensor([1.0, 0.0, 0.7, 0.4], dtype=torch.float64), torch.tensor([0.3, 0.5, 0.5, 0.5], dtype=torch.float64)
+    loss = silhouette_loss(*along(logits), mask, trust)
+    deepest = logits.detach().amax(1)
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(deepest, mask, reduction="none")
+    torch.testing.assert_close(loss, (torch.tensor([0.3, 1, 1, 1]) * wanted).mean(), check_dtype=False)
+    loss.backward()
+    pull = torch.zeros(4, 3, dtype=torch.float64)
+    pull[range(4), logits.argmax(1)] = torch.tensor([0.3, 1, 1, 1]) * (torch.sigmoid(deepest) - mask) / 4
+    torch.testing.assert_close(logits.grad, pull)
+
+
+def test_on_the_wrong_side_all_samples_are_judged():
+    """Also where there is nothing at all, of which no gradient may come that is not finite."""
+    logits = torch.tensor([[3.0, 2.0, 9.0], [-4.0, -5.0, -1.0], [0.5, -1.0, 0.3], [-200.0, -200.0, -200.0]], requires_grad=True)
+    opacity, depth, deepest = along(logits)
+    mask, trust = torch.tensor([0.0, 1.0, 0.3, 1.0]), torch.full((4,), 0.2)
+    torch.testing.assert_close(silhouette_loss(opacity, depth, deepest, mask, trust), mask_loss(opacity, depth, mask))
+    silhouette_loss(opacity, depth, deepest, mask, trust).backward()
+    assert torch.isfinite(logits.grad).all() and (logits.grad[0] > 0).all() and (logits.grad[1] < 0).all()
+    nothing = torch.zeros(2, requires_grad=True)
+    loss = silhouette_loss(nothing, nothing, nothing, torch.tensor([0.0, 1.0]), torch.ones(2))
+    torch.testing.assert_close(loss, torch.tensor(-math.log(1e-4) / 2))
+    loss.backward()
+    assert torch.isfinite(nothing.grad).all()
+
+
+def test_rays_that_graze_a_face_fill_as_they_carve():
+    """A wall seen edge-on: of the rays past it and into it, mirrored, the pulls cancel, however many samples they have in its haze."""
+    logits = torch.linspace(-2.0, 2.0, 8)[:, None].expand(8, 20).clone().requires_grad_()
+    mask = (logits[:, 0] > 0).float().detach()
+    opacity, depth, deepest = along(logits)
+    silhouette_loss(opacity, depth, deepest, mask, torch.ones(8)).backward()
+    assert logits.grad.sum().abs() < 1e-6 and logits.grad.abs().sum() > 0.1
+    logits.grad = None
+    mask_loss(*along(logits)[:2], mask).backward()
+    assert logits.grad.sum() > 0.5, "what the mean opacity says carves alone"
 
 
 def test_smooth_loss_is_zero_for_equal_normals():

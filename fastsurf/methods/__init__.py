@@ -12,7 +12,7 @@ from torch import Tensor
 from ..compositing import Rendering, density, occupancy
 from ..config import Config
 from ..field import Field, OccupancyField
-from ..losses import Seen, at_points, mask_term, photometric, smoothness
+from ..losses import Seen, at_points, mask_term, photometric, silhouette_term, smoothness
 from ..rays import Rays
 from ..render import BackgroundFn, Samples, Solid, render_unified
 from ..sampling import shrinking
@@ -50,7 +50,7 @@ UNISURF = Method(  # Oechsle, Peng and Geiger 2021
     schedule=shrinking,
     opacity=occupancy,
     render=render_unified,
-    losses={"color": photometric, "mask": mask_term, "smooth": smoothness, "points": at_points},
+    losses={"color": photometric, "mask": silhouette_term, "smooth": smoothness, "points": at_points},
     fused=True,
 )
 NERF = Method(  # Mildenhall et al. 2020

@@ -52,7 +52,8 @@ def render(
     rgb = background(rays).index_put((hit,), solid.color(x, sample, rays.directions[hit], rays.image_index[hit]))
     normal = torch.zeros_like(rays.origins).index_put((hit,), sample.normal).detach()
     found = Crossings(t, hit, t[:, None][:, :0], torch.zeros_like(rays.image_index), 0.0)
-    return Rendering(rgb, hit.float(), torch.where(hit, torch.inf, 0.0), t, normal, hit, t, rgb), found
+    optical_depth = torch.where(hit, torch.inf, 0.0)
+    return Rendering(rgb, hit.float(), optical_depth, optical_depth, t, normal, hit, t, rgb), found
 
 
 def _on_surface(rays: Rays, t: Tensor, solid: Solid) -> Tensor:

@@ -8,7 +8,7 @@ namespace {
 constexpr float LET_THROUGH = float(1.0 - 1e-6);  // k: an opaque sample's share that it stops (compositing.py)
 constexpr int RAY_TILE = 2 * TILE;                // samples in use of the rays of a tile; about a third of them has a colour
 constexpr int MOST_RAYS = 64;                     // of a tile
-constexpr float LEAST_OPACITY = 1e-4f, DEEP = 4.0f;  // of the mask loss (losses.py)
+constexpr float LEAST_OPACITY = 1e-4f, DEEP = 4.0f, WHOLE = 0.99f;  // of the mask loss (losses.py)
 constexpr int HARMONICS = 16;
 enum Input { DIRECTION = 1, FEATURE = 2, NORMAL = 4, POSITION = 8 };
 
@@ -166,11 +166,21 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
     if (work.d_behind) work.d_behind[3 * ray + c] = (1.0f - opacity) * d_rgb[c];
   }
   float carve = 0.0f;  // gradient of a level over its alpha, on a ray that should meet nothing
+  int deepest = first;
+  float pull = 0.0f;  // gradient of its level, on a ray that is on the right side of its mask
   if (s.mask) {
-    const float m = s.mask[ray], o = opacity < LEAST_OPACITY ? LEAST_OPACITY : opacity;
-    totals.mask -= m * __builtin_logf(o);
-    if (opacity >= LEAST_OPACITY) base -= s.mask_weight * share * m / o;
-    if (m < 1.0f) {
+    const float m = s.mask[ray];
+    for (int i = first + 1; i < end; i++)
+      if (t.level[i] > t.level[deepest]) deepest = i;
+    if ((first < end && t.level[deepest] > 0.0f) == (m > 0.5f)) {
+      const float weight = m > WHOLE ? trust * trust : 1.0f, a = first < end ? t.alpha[deepest] : 0.0f;
+      totals.mask -= weight * m * __builtin_logf(a < LEAST_OPACITY ? LEAST_OPACITY : a);
+      if (first < end) totals.mask += weight * (1.0f - m) * softplus(s.sharpness * t.level[deepest]);
+      pull = s.mask_weight * share * s.sharpness * weight * ((1.0f - m) * a - (a < LEAST_OPACITY ? 0.0f : m * (1.0f - a)));
+    } else {
+      const float o = opacity < LEAST_OPACITY ? LEAST_OPACITY : opacity;
+      totals.mask -= m * __builtin_logf(o);
+      if (opacity >= LEAST_OPACITY) base -= s.mask_weight * share * m / o;
       float depth = 0.0f;
       for (int i = first; i < end; i++) depth += softplus(s.sharpness * t.level[i]);
       const bool deep = depth > DEEP;
@@ -193,6 +203,7 @@ void blame_ray(const StepWork& work, const StepTile& t, int64_t ray, int first, 
     t.d_level[i] = s.sharpness * a * (1.0f - a) * d_alpha + carve * a;
     after += t.weight[i] * d_weight;
   }
+  if (first < end) t.d_level[deepest] += pull;
 }
 
 // Inputs of the colour head: row r of t.in belongs to sample t.bright[r] of the ray.
